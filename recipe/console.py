@@ -1,0 +1,90 @@
+"""How every command behaves: flags, exit codes, one-sentence errors, progress. stdout is the result."""
+
+import argparse
+import errno
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipe import config
+from recipe.errors import RecipeError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def parser(stage: str, description: str, example: str, fields: bool = True) -> argparse.ArgumentParser:
+    """A stage's argument parser: --config, --set, --dry-run, --json, and the config's fields as help."""
+    known = (
+        "\n".join(["fields for --set and the config file:", *(f"  {line}" for line in config.describe())])
+        if fields
+        else ""
+    )
+    out = argparse.ArgumentParser(
+        prog=f"python -m recipe.{stage}",
+        description=description,
+        epilog=f"example:\n  {example}\n\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument(
+        "--config", type=Path, metavar="FILE", help="a run's TOML; the shipped ones lie in recipe/configs/"
+    )
+    out.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one field, as in --set train.epochs=3; repeatable",
+    )
+    out.add_argument("--dry-run", action="store_true", help="say what would be done and touch nothing")
+    out.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return out
+
+
+def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None) -> config.Config:
+    """The run's config from --config, then --set, then the stage's own flags (None: not given)."""
+    overrides = config.parse_set(args.set)
+    overrides.update({key: value for key, value in (flags or {}).items() if value is not None})
+    return config.load(args.config, overrides)
+
+
+def entry(main: Callable[[], int]) -> int:
+    """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit."""
+    try:
+        return main()
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written is left; the same command goes on or starts again", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        what = (
+            "no space is left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "writing is not allowed"
+        )
+        print(
+            f"error: {what}{where}: free some or name another place, then run the same command again", file=sys.stderr
+        )
+        return 1
+
+
+def say(message: str) -> None:
+    """A line for the person, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """The result on stdout: `text` for a person, or one JSON object."""
+    print(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else text)
+
+
+def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A tqdm bar on stderr; in a log file one line every half minute instead of one a tenth of a second."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(items, file=sys.stderr, dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)

@@ -1,0 +1,1 @@
+"""Text as data: formats, cleaning, templates, tokens. Imports no torch."""
