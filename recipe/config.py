@@ -147,7 +147,7 @@ def dump(config: Config) -> str:
 
 def hashed(config: Any) -> dict[str, Any]:
     """The config as plain values without the fields that only say where things lie on this machine."""
-    out = {}
+    out: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
