@@ -17,17 +17,17 @@ from typing import Any
 from recipe.errors import UsageError
 
 
-def opt(default: Any, doc: str, *, path: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """A config field. `path=True` marks where things lie on this machine: never part of what is hashed."""
-    return field(default=default, metadata={"doc": doc, "path": path, "choices": choices})
+def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...] = ()) -> Any:
+    """A config field. `hashed=False` marks what cannot change a result: where things lie, how often to save."""
+    return field(default=default, metadata={"doc": doc, "hashed": hashed, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Base:
     """The pretrained model."""
 
-    source: str = opt("", "raw weights: a folder (Meta consolidated.*.pth, Hugging Face) or a .gguf file", path=True)
-    path: str = opt("", "converted weights: `convert` writes them here, every later stage reads them", path=True)
+    source: str = opt("", "raw weights: a folder (Meta consolidated.*.pth, Hugging Face) or a .gguf file", hashed=False)
+    path: str = opt("", "converted weights: `convert` writes them here, every later stage reads them", hashed=False)
     dtype: str = opt("fp16", "how converted weights are stored", choices=("fp16", "fp32"))
     precision: str = opt(
         "int8", "how the frozen base is held in memory while training", choices=("int8", "fp16", "fp32")
@@ -39,9 +39,9 @@ class Corpus:
     """The conversations."""
 
     sources: tuple[str, ...] = opt(
-        (), "raw conversation files: ShareGPT or OpenAI messages, JSON or JSON lines", path=True
+        (), "raw conversation files: ShareGPT or OpenAI messages, JSON or JSON lines", hashed=False
     )
-    path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", path=True)
+    path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
     template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
     max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
     val_fraction: float = opt(0.02, "share of the conversations held out for validation")
@@ -74,9 +74,9 @@ class Train:
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
     recompute: bool = opt(True, "recompute activations in the backward pass: less memory, a third more time")
-    eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end")
-    save_steps: int = opt(50, "optimizer steps between checkpoints")
-    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept")
+    eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
+    save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
+    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Config:
     """A run."""
 
     name: str = opt("vicuna", "the run's name: it lands under runs/<name>/")
-    runs: str = opt("runs", "where runs land", path=True)
+    runs: str = opt("runs", "where runs land", hashed=False)
     base: Base = field(default_factory=Base)
     corpus: Corpus = field(default_factory=Corpus)
     lora: Lora = field(default_factory=Lora)
@@ -146,13 +146,13 @@ def dump(config: Config) -> str:
 
 
 def hashed(config: Any) -> dict[str, Any]:
-    """The config as plain values without the fields that only say where things lie on this machine."""
+    """The config as plain values without the fields that cannot change a result."""
     out: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
-        elif not item.metadata.get("path"):
+        elif item.metadata["hashed"]:
             out[item.name] = list(value) if isinstance(value, tuple) else value
     return out
 

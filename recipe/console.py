@@ -88,3 +88,15 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
     quiet = not sys.stderr.isatty()
     return tqdm(items, file=sys.stderr, dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)
+
+
+def printable(text: str) -> str:
+    """Untrusted text for a terminal: control characters other than newline and tab are shown, not obeyed."""
+    return "".join(c if c in "\n\t" or c.isprintable() or c in "\u200d\u3000" else repr(c)[1:-1] for c in text)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells as aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -67,13 +67,14 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, ours: bool = False) -> Iterator[Path]:
     """Fill a new folder that takes `path`'s place when the block ends; on any error, Ctrl-C included, it is removed.
 
-    Raises UsageError where `path` holds something that no stage of ours made (no manifest): it is never overwritten.
+    Raises UsageError where `path` holds something that no stage made (no manifest); `ours`: the caller knows better.
     """
     path = Path(path)
-    check_ours(path)
+    if not ours:
+        check_ours(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left

@@ -68,7 +68,8 @@ class Int8Linear(nn.Linear):
         codes, scale = quantize(weight)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("scale", scale)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     scale: torch.Tensor
 

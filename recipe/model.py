@@ -1,0 +1,244 @@
+"""The model as every stage uses it: a frozen base, an adapter on it, its held-out loss, its answers."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recipe.config import Lora
+from recipe.errors import RecipeError
+from recipe.pascal.int8 import Int8Linear
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+ADAPTER_FILE = "adapter_model.safetensors"
+IGNORED = -100  # the label of a position without loss, as torch's cross entropy has it
+
+
+def device() -> torch.device:
+    """The card if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(where: torch.device) -> torch.dtype:
+    """fp16 on a card (Pascal has no bf16); fp32 on a CPU, where torch 2.0 has no half-precision matmul."""
+    return torch.float16 if where.type == "cuda" else torch.float32
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that `convert` left beside the weights."""
+    from transformers import AutoTokenizer
+
+    check_folder(path)
+    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+
+
+def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
+    """Converted weights -> a frozen LlamaForCausalLM in eval mode on `where`.
+
+    precision int8: the decoder's linear layers become Int8Linear, tensor by tensor as they are read, so the
+    unquantised model never exists; fp16, fp32: stored as such (on a CPU fp16 weights compute, and so lie, in fp32).
+    Embeddings, norms and lm_head are in the compute dtype. Raises RecipeError on a missing or superfluous tensor.
+    """
+    from accelerate import init_empty_weights
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    check_folder(path)
+    config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
+    config._attn_implementation = "eager"
+    config._name_or_path = ""  # a path of this machine must not reach the adapter's config
+    with init_empty_weights(include_buffers=False):
+        model = LlamaForCausalLM(config)
+    dtype = torch.float32 if precision == "fp32" else compute_dtype(where)
+    seen = set()
+    for name, tensor in read_tensors(path):
+        try:
+            _place(model, name, tensor, precision, dtype, where)
+        except (AttributeError, ValueError) as error:
+            raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
+        seen.add(name)
+    model.tie_weights()
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors; convert it again")
+    return model.to(where).requires_grad_(False).eval()
+
+
+def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
+    """(name, tensor on the CPU) for every tensor of a folder of safetensors, one at a time."""
+    from safetensors import safe_open
+
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                yield name, shard.get_tensor(name)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder, in the index's order of names."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise RecipeError(f"{path} holds no .safetensors file: run `python -m recipe.convert` first")
+    return files
+
+
+def check_folder(path: Path) -> None:
+    """Raises RecipeError where `path` is not a converted model."""
+    if not (Path(path) / "config.json").is_file():
+        raise RecipeError(f"{path} is not a converted model (no config.json): run `python -m recipe.convert` first")
+
+
+def _place(model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dtype: torch.dtype, where: Any) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    expected = getattr(parent, leaf).shape
+    if tensor.shape != expected:
+        raise ValueError(f"found shape {list(tensor.shape)}, expected {list(expected)}")
+    if precision == "int8" and isinstance(parent, nn.Linear) and ".layers." in name and leaf == "weight":
+        outer_name, _, attribute = parent_name.rpartition(".")
+        setattr(model.get_submodule(outer_name), attribute, Int8Linear(tensor.to(where)))
+    else:
+        setattr(parent, leaf, nn.Parameter(tensor.to(where, dtype), requires_grad=False))
+
+
+def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel":
+    """A fresh LoRA adapter on `model`, in fp32. The seed is set here, before A is drawn; B starts at zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = set(lora.target_modules) - known
+    if unknown:
+        raise RecipeError(f"lora.target_modules: the model has no {min(unknown)}, it has {', '.join(sorted(known))}")
+    set_seed(seed)
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)
+
+
+def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
+    """A trained adapter on `model`, for inference."""
+    from peft import PeftModel
+
+    check_adapter(path)
+    return PeftModel.from_pretrained(model, str(path)).eval()
+
+
+def check_adapter(path: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, once it is sure that it was really trained and really saved.
+
+    Raises RecipeError: no file, an A without its B, a value that is not finite, or every B zero, as in the empty
+    adapters that old recipes leave after days (a B of zeros is a LoRA that does nothing).
+    """
+    from safetensors.torch import load_file
+
+    file = Path(path) / ADAPTER_FILE
+    if not file.is_file():
+        raise RecipeError(f"{path} holds no {ADAPTER_FILE}: the run did not finish; `make train` goes on with it")
+    tensors = load_file(file)
+    settings = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    lacking = [module for module in settings["target_modules"] if not any(f".{module}." in name for name in tensors)]
+    pairs = {name.replace(".lora_A.", ".lora_B.") for name in tensors}
+    if not tensors or lacking or not pairs <= tensors.keys() or len(tensors) != 2 * len(pairs):
+        what = f"nothing for {lacking[0]}" if lacking else "an A without its B"
+        raise RecipeError(f"{file} is not a whole adapter ({what} in {len(tensors)} tensors); train again")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise RecipeError(f"{file}: {name} holds inf or NaN; lower train.learning_rate and train again")
+    if all(tensor.eq(0).all() for name, tensor in tensors.items() if ".lora_B." in name):
+        raise RecipeError(f"{file}: every B is zero, so this adapter changes nothing; it was not trained")
+    return tensors
+
+
+def trained_nll(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood (nats, fp32) of a batch's trained tokens, and how many there are.
+
+    batch: input_ids, attention_mask, labels, all [rows, length] int64, labels unshifted. Logits exist only at columns
+    that predict a trained token in some row: elsewhere no loss is, and a vocabulary of 32,000 is wide.
+    """
+    targets = batch["labels"][:, 1:]
+    keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    count = (targets != IGNORED).sum()
+    if not len(keep):
+        raise RecipeError("a batch without a trained token: the corpus holds a sample without an assistant turn")
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False
+    ).logits
+    nll = F.cross_entropy(
+        logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return nll, count
+
+
+def held_out_nll(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float, int]:
+    """Total negative log-likelihood in nats and number of trained tokens over `batches`; dropout off, no gradients."""
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    where = next(model.parameters()).device
+    with torch.no_grad():
+        for batch in batches:
+            with torch.autocast("cuda", torch.float16, enabled=where.type == "cuda"):
+                nll, tokens = trained_nll(model, {name: tensor.to(where) for name, tensor in batch.items()})
+            total, count = total + nll.item(), count + int(tokens)
+    model.train(training)
+    return total, count
+
+
+def answer(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """The model's answer to a prompt of token ids: greedy at temperature 0, else sampled. Stops at EOS.
+
+    `on_text` receives the text piece by piece as it is generated. Returns the whole answer without EOS.
+    """
+    from transformers import GenerationConfig
+
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.eos_token_id,  # one row is never padded; this only silences a warning
+        **sampling,
+    )
+    where = next(model.parameters()).device
+    ids = torch.tensor([list(prompt)], device=where)
+    streamer = _Streamer(tokenizer, on_text) if on_text else None
+    with torch.no_grad(), torch.autocast("cuda", torch.float16, enabled=where.type == "cuda"):
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
+        )
+    new = out[0, len(prompt) :].tolist()
+    return tokenizer.decode(
+        [token for token in new if token != tokenizer.eos_token_id], skip_special_tokens=True
+    ).strip()
+
+
+def _Streamer(tokenizer: "PreTrainedTokenizerFast", on_text: Callable[[str], None]) -> Any:
+    """transformers' own TextStreamer (it holds back half a word or half a character) with `on_text` as its output."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            on_text(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

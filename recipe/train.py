@@ -1,0 +1,180 @@
+"""Train a LoRA adapter on a frozen base: one TOML file in, runs/<name>/<id>/ out. The same command resumes."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipe import config as configs
+from recipe import console, provenance
+from recipe.config import Config
+
+STAGE = "train"
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, or go on with, or find done, the run that `config` describes; the manifest of its folder.
+
+    The run's id is the digest of everything that can change the result (settings, base, corpus), so the same command
+    finds its own checkpoints, and another config never resumes from them.
+    """
+    from transformers import logging
+
+    from recipe import data, model, trainer
+
+    logging.set_verbosity_error()
+    inputs, settings = inputs_of(config), settings_of(config)
+    folder = folder_of(config, settings, inputs)
+    if manifest := provenance.done(folder, STAGE, settings, inputs):
+        point_latest(folder)
+        console.say(f"{folder} is trained already: its manifest holds")
+        return manifest
+    say_if_another_is_unfinished(folder, config)
+    begin(folder, config)
+
+    base, corpus = Path(config.base.path), Path(config.corpus.path)
+    tokenizer = model.load_tokenizer(base)
+    rows = data.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
+    val_rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
+
+    where = model.device()
+    console.say(f"load {base} as {config.base.precision} on {where}")
+    tuned = model.add_adapter(model.load(base, config.base.precision, where), config.lora, config.train.seed)
+    loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda")
+    checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
+    if checkpoint:
+        console.say(f"go on from {checkpoint}")
+    interruption = trainer.Interruption()
+    loop.add_callback(interruption)
+    with interruption.listening():
+        loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interruption.asked and loop.state.global_step < loop.state.max_steps:
+        console.say(f"saved after step {loop.state.global_step} of {loop.state.max_steps}")
+        raise KeyboardInterrupt
+
+    held_out = loop.evaluate()["eval_loss"]
+    save_adapter(tuned, folder / "adapter")
+    return provenance.write_manifest(
+        folder,
+        STAGE,
+        settings,
+        inputs,
+        results_of(loop, rows, held_out),
+        only=("adapter", "config.toml"),
+    )
+
+
+def inputs_of(config: Config) -> dict[str, str]:
+    """What the run is made from, by hash; both must still be what their manifests say."""
+    base = Path(configs.required(config, "base.path"))
+    corpus = Path(configs.required(config, "corpus.path"))
+    for folder in (base, corpus):
+        provenance.check_intact(folder)
+    return provenance.hash_inputs({"base": base, "corpus": corpus})
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The part of the config that can change the adapter."""
+    return {
+        "name": config.name,
+        "template": config.corpus.template,
+        "precision": config.base.precision,
+        "lora": configs.hashed(config.lora),
+        "train": configs.hashed(config.train),
+    }
+
+
+def folder_of(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+    """runs/<name>/<id>"""
+    return Path(config.runs) / config.name / provenance.digest({"config": settings, "inputs": inputs})[:12]
+
+
+def begin(folder: Path, config: Config) -> None:
+    """Leave what replays the run, and point `latest` at it."""
+    with provenance.atomic_file(folder / "config.toml") as file:
+        file.write(configs.dump(config))
+    point_latest(folder)
+
+
+def point_latest(folder: Path) -> None:
+    """runs/<name>/latest -> this run, swapped in one step."""
+    fresh = folder.with_name(".latest")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name)
+    os.replace(fresh, folder.with_name("latest"))
+
+
+def say_if_another_is_unfinished(folder: Path, config: Config) -> None:
+    """A changed config makes another run; nobody should find out after a day that theirs started over."""
+    latest = folder.with_name("latest")
+    if not latest.exists() or latest.resolve() == folder.resolve() or (latest / provenance.MANIFEST).is_file():
+        return
+    old = configs.load(latest / "config.toml")
+    changed = "; ".join(provenance.diff(configs.hashed(old), configs.hashed(config))) or "its base or corpus"
+    console.say(f"this starts a new run: {latest.resolve().name} is unfinished and differs in {changed}")
+
+
+def save_adapter(tuned: Any, folder: Path) -> None:
+    """The adapter alone, checked as it lies on the disk before it takes its place."""
+    from recipe import model
+
+    with provenance.atomic_folder(folder, ours=True) as partial:
+        tuned.save_pretrained(str(partial))
+        (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        model.check_adapter(partial)
+
+
+def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
+    """The numbers of a run that are the same on every replay."""
+    losses = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
+    labels = rows.with_format("numpy")["labels"]
+    return {
+        "steps": loop.state.global_step,
+        "samples": len(rows),
+        "tokens": sum(len(sample) for sample in labels),
+        "trained_tokens": int(sum((sample[1:] != -100).sum() for sample in labels)),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "held_out_loss": held_out,
+    }
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
+    inputs, settings = inputs_of(config), settings_of(config)
+    with open(Path(config.corpus.path) / "train.jsonl", encoding="utf-8") as lines:
+        samples = sum(1 for _ in lines)
+    per_step = config.train.micro_batch * config.train.accumulation
+    return {
+        "run": str(folder_of(config, settings, inputs)),
+        "samples": samples,
+        "samples_per_step": per_step,
+        "steps": round(-(-samples // per_step) * config.train.epochs),
+        "inputs": inputs,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.train --config recipe/configs/demo.toml")
+    args = parser.parse_args(argv)
+    config = console.load_config(args)
+    if args.dry_run:
+        plan = preview(config)
+        work = f"{plan['samples']} samples in {plan['steps']} steps of {plan['samples_per_step']}"
+        console.show(plan, f"would train {work} -> {plan['run']}", args.json)
+        return 0
+    manifest = run(config)
+    results = manifest["results"]
+    latest = Path(config.runs) / config.name / "latest"
+    text = (
+        f"trained {results['steps']} steps on {results['trained_tokens']:,} assistant tokens; "
+        f"held-out loss {results['held_out_loss']:.4f}; adapter in {latest}/adapter\n"
+        f"next: python -m recipe.evaluate --run {latest}"
+    )
+    console.show(manifest, text, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.entry(main))
