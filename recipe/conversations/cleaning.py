@@ -1,0 +1,184 @@
+"""One conversation made fit to train on: markup to Markdown, remnants of the web page off, roles in turn.
+
+Text without markup or remnants is left byte for byte.
+"""
+
+import hashlib
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from recipe.conversations.accounting import Drop
+from recipe.conversations.formats import Conversation, Message
+
+# What a chat page's Markdown renderer emits. A turn of such elements only, from its first character to its last, or
+# one that carries the page's own class name, is the page's HTML; a tag anywhere else is something people talk about.
+_BLOCK = "p|div|ul|ol|h[1-6]|pre|table|blockquote"
+_WHOLLY_MARKUP = re.compile(rf"\s*<({_BLOCK})(?:\s[^<>]*)?>.*</({_BLOCK})>\s*\Z", re.I | re.S)
+_CHAT_PAGE = re.compile(r'<div\s[^<>]*class="[^"<>]*\bmarkdown\b', re.I)
+_RENDERED_NAMES = """
+    a annotation b blockquote br button circle code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img input
+    label li line link math mfrac mi mn mo mrow msqrt msub msubsup msup mtext ol p path polygon polyline
+    pre rect s semantics span strong sub sup svg table tbody td th thead tr u ul
+"""
+_RENDERED = frozenset(_RENDERED_NAMES.split())
+_TAG_NAME = re.compile(r"<(/?)([A-Za-z][\w-]*)(?=[\s/>])")
+_FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)(?:^\1`*[ \t]*$|\Z)", re.M | re.S)
+_PRE = re.compile(r"(<pre\b.*?</pre>)", re.S)
+_INLINE_CODE = re.compile(r"`[^`\n]+`")
+
+# A code block as the page shows it: a bar with the language and a button, then the code in spans of colour.
+_PAGE_CODE = re.compile(
+    r"<pre\b[^>]*>(?P<bar>(?:(?!</pre>).)*?)<code(?P<attributes>[^>]*)>(?P<code>.*?)</code>.*?</pre>", re.S
+)
+_LANGUAGE = re.compile(r'class="[^"]*\blanguage-([\w+#.-]+)')
+_BAR_LANGUAGE = re.compile(r"<span>\s*([\w+#.-]+)\s*</span>")
+_FORMULA = re.compile(
+    r'<span class="katex-mathml">(?:(?!</math>).)*?<annotation[^>]*>(?P<tex>.*?)</annotation>.*?</math>\s*</span>', re.S
+)
+
+# The copy button, in a code block's first line or on a line of its own; the prompt box's counter; the switch between
+# answers ("1 / 2"), at a turn's edges only: elsewhere it may be a fraction.
+_REMNANTS = (
+    (re.compile(r"^(`{3,})[ \t]*([\w+#.-]*?)[ \t]*Copy code[ \t]*\n?", re.M), r"\1\2\n"),
+    (re.compile(r"^[ \t]*Copy code[ \t]*(?:\n|\Z)", re.M), ""),
+    (re.compile(r"^[ \t]*Copy ?[\d,]+ chars / [\d,]+ words[ \t]*(?:\n|\Z)", re.M), ""),
+    (re.compile(r"\A\s*\d+ / \d+[ \t]*\n\s*(?=\S)"), ""),
+    (re.compile(r"(?<=\S)\s*\n[ \t]*\d+ / \d+\s*\Z"), ""),
+)
+_MAY_HAVE_REMNANTS = re.compile(r"Copy ?(?:code|[\d,]+ chars)|\d / \d")
+
+
+def clean(conversation: Conversation) -> tuple[Conversation, Counter[Drop]]:
+    """The conversation with clean texts and its roles in turn (no messages at all where no pair is left), and why each
+    missing turn is missing."""
+    messages = [replace(message, content=clean_text(message.content)) for message in conversation.messages]
+    kept, dropped = in_turn(messages)
+    return replace(conversation, messages=tuple(kept)), dropped
+
+
+def clean_text(text: str) -> str:
+    """Markdown without a web page's remnants. Halves of surrogate pairs, which are no text, become U+FFFD."""
+    if not text.isascii():
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if is_markup(text):
+        text = to_markdown(text)
+    if _MAY_HAVE_REMNANTS.search(text):
+        for pattern, replacement in _REMNANTS:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def is_markup(text: str) -> bool:
+    """Whether the turn is HTML of a chat page, and not text or code that mentions tags."""
+    if "<" not in text or "</" not in text:
+        return False
+    bare = _INLINE_CODE.sub("", _FENCE.sub("", text))
+    if _CHAT_PAGE.search(bare):
+        return True
+    return bool(_WHOLLY_MARKUP.match(bare)) and _RENDERED.issuperset(
+        name.lower() for _, name in _TAG_NAME.findall(bare)
+    )
+
+
+def to_markdown(markup: str) -> str:
+    """A chat page's HTML as Markdown; code keeps its language and every space. Text is kept as it is where nothing
+    comes out, as of a bomb of nested elements."""
+    from html_to_markdown import ConversionOptions, convert
+
+    parts = _PRE.split(markup)  # text, code block, text, ...
+    parts[0::2] = map(_plain_text, parts[0::2])
+    parts[1::2] = [_PAGE_CODE.sub(_plain_code, part) for part in parts[1::2]]
+    options = ConversionOptions(extract_metadata=False, exclude_selectors=["button", ".katex-html"])
+    return (convert("".join(parts), options).content or "").strip("\n") or markup
+
+
+def _plain_text(markup: str) -> str:
+    """What lies between code blocks, with what a converter would lose put into plain HTML."""
+    markup = _FENCE.sub(_fence_to_html, markup)
+    markup = _FORMULA.sub(lambda found: f"${found['tex']}$", markup)
+    return _TAG_NAME.sub(_escape_unknown, markup)
+
+
+def _plain_code(found: re.Match[str]) -> str:
+    """The `<pre><code class="language-x">` of every HTML to Markdown converter, of a page's decorated one."""
+    language = _LANGUAGE.search(found["attributes"]) or _BAR_LANGUAGE.search(found["bar"])
+    name = f' class="language-{language[1]}"' if language else ""
+    return f"<pre><code{name}>{found['code']}</code></pre>"
+
+
+def _fence_to_html(found: re.Match[str]) -> str:
+    """Markdown's own code block among HTML, so that the converter does not fold its white space."""
+    language = found[2].strip()
+    name = f' class="language-{html.escape(language)}"' if language else ""
+    return f"<pre><code{name}>{html.escape(found[3], quote=False)}</code></pre>"
+
+
+def _escape_unknown(found: re.Match[str]) -> str:
+    """`<T>` is no element of a page: text that somebody wrote."""
+    return found[0] if found[2].lower() in _RENDERED else html.escape(found[0])
+
+
+def in_turn(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
+    """At most one system message, then user and assistant in turn, from a first question to a last answer.
+
+    Neighbours of one role are joined. An answer stays only behind its own question: where the question was dropped, a
+    join would make it answer another.
+    """
+    joined, dropped = _join_neighbours(messages)
+    kept: list[Message] = []
+    asked = False
+    for message in joined:
+        last = kept[-1].role if kept else ""
+        if message.role == "user":
+            asked = True
+        if message.role not in ("system", "user", "assistant"):
+            dropped[Drop.ODD_ROLE] += 1
+        elif not message.content.strip():
+            dropped[Drop.BLANK] += 1
+        elif message.role == "system" and (asked or last):
+            dropped[Drop.MISPLACED_SYSTEM] += 1
+        elif message.role == "assistant" and last != "user":
+            dropped[Drop.UNASKED if asked else Drop.STARTS_WITH_ASSISTANT] += 1
+        elif message.role == "user" and last == "user":
+            kept[-1] = message
+            dropped[Drop.UNANSWERED] += 1
+        else:
+            kept.append(message)
+    if kept and kept[-1].role == "user":
+        kept.pop()
+        dropped[Drop.UNANSWERED] += 1
+    if [message.role for message in kept] == ["system"]:
+        kept.pop()
+        dropped[Drop.ORPHAN_SYSTEM] += 1
+    return kept, dropped
+
+
+def _join_neighbours(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
+    joined: list[Message] = []
+    dropped: Counter[Drop] = Counter()
+    for message in messages:
+        last = joined[-1] if joined else None
+        if last is None or message.role != last.role or message.role not in ("user", "assistant"):
+            joined.append(message)
+        elif not message.content.strip():
+            dropped[Drop.BLANK] += 1
+        elif not last.content.strip():
+            joined[-1] = message
+            dropped[Drop.BLANK] += 1
+        elif message.content == last.content:
+            dropped[Drop.REPEATED] += 1
+        else:
+            joined[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+            dropped[Drop.JOINED] += 1
+    return joined, dropped
+
+
+def fingerprint(messages: Sequence[Message]) -> bytes:
+    """Equal for conversations that differ in letter case and white space only."""
+    digest = hashlib.sha256()
+    for message in messages:
+        digest.update(f"{message.role}\0{' '.join(message.content.casefold().split())}\0".encode())
+    return digest.digest()

@@ -1,0 +1,169 @@
+"""The records of a JSON file, one at a time, whatever its size: an array, one object, or objects line by line.
+
+Real dumps are larger than memory, are cut off, or have a broken line: every record that is whole is yielded, and what
+is not is yielded as a `Rejected` that says where and why.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from recipe.conversations.accounting import Drop
+from recipe.errors import RecipeError
+
+CHUNK = 1 << 20  # characters per read
+_GAP = re.compile(r"[\s,\ufeff]*")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python marks an undecodable byte
+_NEXT_OBJECT = re.compile(r"\n(?=\{)")
+_NEAR_END = 16  # an error this close to the end of what was read may be a token cut in two
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Something in a file that is no conversation."""
+
+    source: str
+    offset: int  # bytes from the file's start
+    reason: Drop
+    detail: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A whole JSON value and where it starts, in bytes."""
+
+    offset: int
+    value: Any
+
+
+def records(path: Path) -> Iterator[Record | Rejected]:
+    """Every whole JSON value in the file's array, or every top-level value where it does not start with `[`.
+
+    Raises RecipeError: no such file, or one that does not start like JSON.
+    """
+    try:
+        # A byte that is not UTF-8 must cost its record only, so it is carried along and looked for afterwards.
+        file = open(path, encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"there is no file {path}: name raw conversation files (JSON or JSON lines)") from None
+    with file:
+        text = _Window(file, path.stat().st_size)
+        text.skip_gap()
+        if text.ended():
+            raise RecipeError(f"{path} is empty: expected JSON or JSON lines with conversations")
+        if text.peek() not in "[{":
+            raise RecipeError(
+                f"{path} starts with {text.rest(20)!r}: expected JSON or JSON lines, so [ or {{ as its first character"
+            )
+        in_array = text.peek() == "["
+        text.at += in_array
+        yield from _values(text, path.name, in_array)
+
+
+def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | Rejected]:
+    while True:
+        text.skip_gap()
+        if in_array and not text.ended() and text.peek() == "]":
+            text.at += 1
+            text.skip_gap()
+            if not text.ended():
+                yield Rejected(source, text.offset(), Drop.NOT_JSON, f"{text.lost()} after the array's end")
+            return
+        if text.ended():
+            if in_array:
+                yield Rejected(source, text.offset(), Drop.CUT_OFF, "the array is not closed; 0 bytes were lost")
+            return
+        start = text.offset()
+        try:
+            value, bad_byte = text.decode()
+        except EOFError:
+            yield Rejected(source, start, Drop.CUT_OFF, f"{text.lost()} of an unfinished record were lost")
+            return
+        except ValueError as error:
+            if in_array:  # where the next record starts is anyone's guess
+                yield Rejected(source, start, Drop.NOT_JSON, f"{error}; {text.lost()} from here on were lost")
+                return
+            yield Rejected(source, start, Drop.NOT_JSON, str(error))
+            text.skip_to_next_object()
+        else:
+            bad = Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8")
+            yield bad if bad_byte else Record(start, value)
+
+
+class _Window:
+    """The part of a file that is in memory, and the place in it."""
+
+    def __init__(self, file: IO[str], size: int) -> None:
+        self.file, self.size = file, size
+        self.text, self.at, self.complete = "", 0, False
+        self._bytes, self._counted = 0, 0  # how many bytes lie before text[_counted]
+
+    def decode(self) -> tuple[Any, bool]:
+        """The JSON value at this place, and whether a byte of it was not UTF-8; moves behind it.
+
+        Raises EOFError where the file ends inside it, ValueError where it is broken.
+        """
+        while True:
+            try:
+                value, end = _decoder.raw_decode(self.text, self.at)
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _NEAR_END
+                if cut and self.complete:
+                    raise EOFError from None
+                if not cut:
+                    raise ValueError(f"{error.msg} at character {error.pos - self.at} of the record") from None
+            else:
+                if self.complete or end < len(self.text):
+                    bad_byte = _NOT_UTF8.search(self.text, self.at, end) is not None
+                    self.at = end
+                    return value, bad_byte
+            self._read()
+
+    def skip_gap(self) -> None:
+        while True:
+            self.at = _GAP.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches nothing, too
+            if self.at < len(self.text) or self.complete:
+                return
+            self._read()
+
+    def skip_to_next_object(self) -> None:
+        """Behind the next line break that an object follows: where JSON lines go on after a broken one."""
+        while (found := _NEXT_OBJECT.search(self.text, self.at)) is None and not self.complete:
+            self.at = max(self.at, len(self.text) - 1)
+            self._read()
+        self.at = found.end() if found else len(self.text)
+
+    def ended(self) -> bool:
+        return self.complete and self.at >= len(self.text)
+
+    def peek(self) -> str:
+        return self.text[self.at]
+
+    def rest(self, count: int) -> str:
+        return self.text[self.at : self.at + count]
+
+    def offset(self) -> int:
+        """Bytes from the file's start to this place; every character is counted once, however often this is asked."""
+        new = self.text[self._counted : self.at]
+        self._bytes += len(new) if new.isascii() else len(new.encode("utf-8", "surrogateescape"))
+        self._counted = self.at
+        return self._bytes
+
+    def lost(self) -> str:
+        return f"{self.size - self.offset():,} bytes"
+
+    def _read(self) -> None:
+        self.offset()
+        rest = self.text[self.at :]
+        self.at = self._counted = 0
+        # Doubling: a value of 50 MB is parsed a few times over, not fifty.
+        new = self.file.read(max(CHUNK, len(rest)))
+        self.text, self.complete = rest + new, not new
+
+
+_decoder = json.JSONDecoder()
