@@ -1,0 +1,141 @@
+"""GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, de-quantised as they are read."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from recipe.checkpoints import gguf_tokenizer, llama
+from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable
+from recipe.errors import RecipeError
+
+FLOATS = {
+    gguf.GGMLQuantizationType.F32: torch.float32,
+    gguf.GGMLQuantizationType.F16: torch.float16,
+    gguf.GGMLQuantizationType.BF16: torch.bfloat16,
+}
+CHUNK_ROWS = 2048
+
+
+def open_source(path: Path) -> Source:
+    """A .gguf file. Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep."""
+    fields, tensors = _read(path)
+    if fields.get("general.architecture") != "llama":
+        found = printable(repr(fields.get("general.architecture")))
+        raise RecipeError(f"{path}: its architecture is {found}, expected 'llama'")
+    config = _config(fields, tensors, path)
+    hf = {theirs: ours for ours, theirs in llama.gguf_names(config["num_hidden_layers"]).items()}
+    renamed = [_unpermuted(tensor, hf.get(name, name), config) for name, tensor in tensors.items()]
+    return Source(
+        kind="GGUF",
+        config=config,
+        tensors={tensor.name: tensor for tensor in renamed},
+        files=(path,),
+        tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, where=path),
+    )
+
+
+class _Reader(gguf.GGUFReader):
+    """The library's reader takes what lies beyond a file's end as empty and then counts to any length it was told."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError("it ends before its own lengths say")
+        return super()._get(offset, dtype, count, override_order)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata as plain values, and the tensors under GGUF's names."""
+    check_not_pointer(path)
+    try:
+        reader = _Reader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        size = path.stat().st_size
+        tensors = {}
+        for tensor in reader.tensors:
+            if tensor.data_offset + tensor.n_bytes > size:
+                raise ValueError(f"{tensor.name} lies beyond its end")
+            tensors[tensor.name] = _lazy(path, tensor)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{path} is truncated or damaged ({printable(error)}): download it again") from None
+    return fields, tensors
+
+
+def _lazy(path: Path, tensor: gguf.ReaderTensor) -> LazyTensor:
+    kind = tensor.tensor_type
+    shape = tuple(int(size) for size in reversed(tensor.shape.tolist()))
+    read = functools.partial(_tensor, path, tensor.name, kind, int(tensor.data_offset), int(tensor.n_bytes), shape)
+    return LazyTensor(tensor.name, shape, FLOATS.get(kind, torch.float32), read)
+
+
+def _tensor(
+    path: Path, name: str, kind: gguf.GGMLQuantizationType, offset: int, size: int, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Read, not mapped, so that memory stays that of one tensor; quantised blocks become fp32 some rows at a time."""
+    data = np.fromfile(path, dtype=np.uint8, count=size, offset=offset)
+    if data.size != size:
+        raise RecipeError(f"{path} is truncated: download it again")
+    if kind in FLOATS:
+        return torch.from_numpy(data).view(FLOATS[kind]).reshape(shape)
+    rows = data.reshape(*gguf.quant_shape_to_byte_shape(shape, kind))
+    out = torch.empty(shape, dtype=torch.float32)
+    try:
+        for start in range(0, len(rows), CHUNK_ROWS):
+            out[start : start + CHUNK_ROWS] = torch.from_numpy(
+                gguf.quants.dequantize(rows[start : start + CHUNK_ROWS], kind)
+            )
+    except NotImplementedError:
+        raise RecipeError(f"{path}: {name} is stored as {kind.name}, which the gguf library cannot decode") from None
+    return out
+
+
+def _config(fields: dict[str, Any], tensors: dict[str, LazyTensor], path: Path) -> dict[str, Any]:
+    """LlamaConfig's keywords."""
+    heads = _number(fields, "llama.attention.head_count", path)
+    config = {
+        "vocab_size": tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0,
+        "hidden_size": _number(fields, "llama.embedding_length", path),
+        "intermediate_size": _number(fields, "llama.feed_forward_length", path),
+        "num_hidden_layers": min(_number(fields, "llama.block_count", path), 1000),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _number(fields, "llama.attention.head_count_kv", path, default=heads),
+        "rms_norm_eps": _number(fields, "llama.attention.layer_norm_rms_epsilon", path, kind=float),
+        "rope_theta": _number(fields, "llama.rope.freq_base", path, default=10000.0, kind=float),
+        "max_position_embeddings": _number(fields, "llama.context_length", path),
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    if "llama.attention.key_length" in fields:
+        config["head_dim"] = _number(fields, "llama.attention.key_length", path)
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling == "linear":
+        config["rope_scaling"] = {
+            "rope_type": "linear",
+            "factor": _number(fields, "llama.rope.scaling.factor", path, kind=float),
+        }
+    elif scaling != "none" or "rope_freqs.weight" in tensors:
+        raise RecipeError(
+            f"{path} scales its rotary embedding in a way this recipe does not know: convert the original"
+        )
+    if fields.get("llama.expert_count"):
+        raise RecipeError(f"{path} is a mixture of experts, expected a plain LLaMA model")
+    return config
+
+
+def _number(
+    fields: dict[str, Any], key: str, path: Path, default: Any = None, kind: type[int] | type[float] = int
+) -> Any:
+    value = fields.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1 << 32:
+        raise RecipeError(f"{path}: its metadata has {printable(repr(value))} for {key}, expected a positive number")
+    # stored as fp32: 9.999999747e-06 is meant to be 1e-05
+    return float(np.format_float_positional(np.float32(value), unique=True)) if kind is float else value
+
+
+def _unpermuted(tensor: LazyTensor, name: str, config: dict[str, Any]) -> LazyTensor:
+    """llama.cpp's converter gives q and k Meta's rotary layout."""
+    heads = llama.rotary_heads(name, config)
+    read = (lambda: llama.to_halves(tensor.read(), heads)) if heads else tensor.read
+    return LazyTensor(name, tensor.shape, tensor.dtype, read)

@@ -1,0 +1,88 @@
+"""What every reader yields: a checkpoint as a LLaMA config and tensors that are read one at a time."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from recipe.checkpoints.tokenizer import Tokenizer
+
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is still in its file. `read()` gives it whole, with this shape and dtype, in memory of its own."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: `tensors` under Hugging Face's names and in its layout, `config` as LlamaConfig's keywords.
+
+    `files` are what the weights, the config and the tokenizer are read from; `tokenizer()` builds the fast tokenizer
+    for an embedding of that many rows; `repairs` says what was wrong in the checkpoint's own settings and is now right.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, LazyTensor]
+    files: tuple[Path, ...]
+    tokenizer: "Callable[[int], Tokenizer]"
+    repairs: list[str] = field(default_factory=list)
+
+
+def check_shapes(where: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RecipeError unless `found` has exactly the tensors that `expected` names, in these shapes."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise RecipeError(
+            f"{where} lacks {missing[0]}{_more(missing)}, which its config demands: "
+            "the checkpoint is incomplete, download it again"
+        )
+    extra = sorted(name for name in found if name not in expected)
+    if extra:
+        raise RecipeError(
+            f"{where} holds {printable(extra[0])}{_more(extra)}, which a LLaMA with its config does not have: "
+            "only plain LLaMA models can be converted"
+        )
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise RecipeError(
+                f"{where}: {name} has the shape {list(found[name].shape)}, its config demands {list(shape)}: "
+                "the weights and the config do not belong together"
+            )
+
+
+def check_not_pointer(path: Path) -> None:
+    """Raises RecipeError where a file is missing, or is the text stub that Git LFS leaves instead of it."""
+    if not path.is_file():
+        raise RecipeError(f"{path} is missing: the checkpoint is incomplete, download it again")
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise RecipeError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+
+
+def printable(text: object, limit: int = 120) -> str:
+    """A stranger's text made safe to print: control characters escaped, cut to a length."""
+    escaped = str(text).encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= limit else escaped[:limit] + "..."
+
+
+def _more(names: Iterable[str]) -> str:
+    count = len(list(names)) - 1
+    return f" (and {count} more)" if count else ""

@@ -1,0 +1,295 @@
+"""A checkpoint's tokenizer as a fast one (`tokenizer.json`) that gives the original's ids.
+
+The LLaMA tokenizer is a sentencepiece BPE: a space is put before the text, spaces become U+2581, characters outside
+the vocabulary become bytes. It is kept in transformers' `legacy` behaviour, the one LLaMA and Vicuna were trained with.
+
+transformers' own conversion makes a BPE merge for *every* piece, so with it the plain text `</s>` ends in the control
+piece 2 even where special tokens are switched off (`encode_special_tokens`); sentencepiece never does that. Here, and
+in a tokenizer.json that is taken over, no merge leads to a control, unknown or byte piece.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.checkpoints.source import check_not_pointer, printable
+from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+SPACE = "\u2581"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # sentencepiece_model.proto; GGUF has the same
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The fast tokenizer, the sentencepiece model it came from (None: another kind), and what had to be repaired."""
+
+    fast: "PreTrainedTokenizerFast"
+    sentencepiece: bytes | None = None
+    repairs: list[str] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and tokenizer.model into `folder`."""
+        self.fast.save_pretrained(folder)
+        if self.sentencepiece is not None:
+            (folder / "tokenizer.model").write_bytes(self.sentencepiece)
+
+
+def from_sentencepiece_file(path: Path, rows: int) -> Tokenizer:
+    """The tokenizer of a `tokenizer.model`, for an embedding of that many rows."""
+    return from_sentencepiece(path.read_bytes(), rows, path)
+
+
+def from_sentencepiece(model: bytes, rows: int, where: Path) -> Tokenizer:
+    """The tokenizer of a serialised sentencepiece model. Raises RecipeError: not LLaMA's kind, or not of this size."""
+    backend, names = _sentencepiece_backend(model, where)
+    check_size(backend, rows, where)
+    return Tokenizer(wrap(backend, names, where), model)
+
+
+def from_folder(folder: Path, rows: int) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: its tokenizer.json, or its tokenizer.model with added_tokens.json.
+
+    The settings of the first LLaMA conversions (class `LLaMATokenizer`, empty special tokens) are repaired.
+    """
+    settings = _json(folder / "tokenizer_config.json")
+    model_path = folder / "tokenizer.model"
+    model = model_path.read_bytes() if model_path.is_file() else None
+    names = dict(LLAMA_NAMES)
+    if (folder / "tokenizer.json").is_file():
+        backend = _sealed(folder / "tokenizer.json")
+    elif model is not None:
+        backend, names = _sentencepiece_backend(model, model_path)
+        _add_tokens(backend, _added_tokens(folder, settings), folder)
+    else:
+        raise RecipeError(
+            f"{folder} has neither tokenizer.json nor tokenizer.model: put its tokenizer beside the weights"
+        )
+    check_size(backend, rows, folder)
+    repairs = []
+    if settings.get("tokenizer_class") == "LLaMATokenizer":
+        repairs.append("tokenizer_config.json: the class LLaMATokenizer does not exist, now LlamaTokenizer")
+    chosen = _role_names(settings, _json(folder / "special_tokens_map.json"), names, backend, repairs)
+    add_bos, add_eos = settings.get("add_bos_token", True) is True, settings.get("add_eos_token", False) is True
+    return Tokenizer(wrap(backend, chosen, folder, add_bos=add_bos, add_eos=add_eos), model, repairs)
+
+
+def wrap(
+    backend: "tokenizers.Tokenizer",
+    names: Mapping[str, str],
+    where: Path,
+    add_bos: bool = True,
+    add_eos: bool = False,
+) -> "PreTrainedTokenizerFast":
+    """The transformers tokenizer around `backend`; `names` maps bos_token, eos_token, ... to tokens.
+
+    LLaMA has no padding token. It gets `<unk>` where there is one, as Vicuna does: it never occurs in text thanks to
+    the byte pieces. The end of sequence as padding hides the real ends from the loss, and the chat never stops.
+    """
+    from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
+
+    if "eos_token" not in names:
+        raise RecipeError(f"{where}: its tokenizer names no end of sequence, without which no answer ever ends")
+    names = {**names, "pad_token": names.get("pad_token") or names.get("unk_token") or names["eos_token"]}
+    if is_llama_kind(backend):
+        specials = {role: names.get(role) for role in ROLES}
+        return LlamaTokenizerFast(
+            tokenizer_object=backend,
+            legacy=True,
+            add_bos_token=add_bos and "bos_token" in names,
+            add_eos_token=add_eos,
+            clean_up_tokenization_spaces=False,
+            **specials,
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],  # LLaMA's generate refuses token_type_ids
+        clean_up_tokenization_spaces=False,
+        **names,
+    )
+
+
+def is_llama_kind(backend: "tokenizers.Tokenizer") -> bool:
+    """Whether it is a BPE over characters with byte pieces, as sentencepiece's, and not a byte-level one."""
+    return bool(getattr(backend.model, "byte_fallback", False))
+
+
+def check_size(backend: "tokenizers.Tokenizer", rows: int, where: Path) -> None:
+    """Raises RecipeError unless the vocabulary fits the embedding's `rows`.
+
+    More rows than tokens are accepted only as padding to a multiple of 64 or 128, which is how embeddings are padded
+    for matrix units; any other surplus means that the tokenizer is another model's.
+    """
+    size = backend.get_vocab_size(with_added_tokens=True)
+    if size != rows and not any(rows == -(-size // multiple) * multiple for multiple in (64, 128)):
+        raise RecipeError(
+            f"{where}: the tokenizer has {size:,} tokens, the embedding {rows:,} rows: "
+            "it is the tokenizer of another model, put the right one beside the weights"
+        )
+
+
+def allowed_merges(merges: Iterable[Sequence[str]], reserved: set[str]) -> list[tuple[str, str]]:
+    """The merges that do not lead from plain text to a special token or a byte piece."""
+    return [
+        (pair[0], pair[1])
+        for pair in merges
+        if "".join(pair) not in reserved and not BYTE_PIECE.fullmatch("".join(pair))
+    ]
+
+
+def _sentencepiece_backend(model: bytes, where: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
+    """The tokenizers object and the names of bos, eos and unk of a sentencepiece model."""
+    from tokenizers import AddedToken, Tokenizer, decoders
+    from tokenizers.models import BPE
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    proto = _proto(model, where)
+    pieces = proto.pieces
+    vocab = {piece.piece: index for index, piece in enumerate(pieces)}
+    if len(vocab) != len(pieces):
+        raise RecipeError(f"{where} holds a piece twice: it is damaged, take it from the checkpoint again")
+    normal = {piece.piece: index for index, piece in enumerate(pieces) if piece.type == NORMAL}
+    merges = generate_merges(normal, [(piece.piece, piece.score) for piece in pieces if piece.type == NORMAL])
+    unknown = next((piece.piece for piece in pieces if piece.type == UNKNOWN), None)
+    backend = Tokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend.normalizer = _normalizer(proto.normalizer_spec)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(content=" ", left=1))
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(
+        [AddedToken(piece.piece, normalized=False) for piece in pieces if piece.type in (UNKNOWN, CONTROL)]
+    )
+    backend.add_tokens(
+        [AddedToken(piece.piece, normalized=False, special=False) for piece in pieces if piece.type == USER_DEFINED]
+    )
+    names = {"unk_token": unknown} if unknown else {}
+    for role, index in (("bos_token", proto.trainer_spec.bos_id), ("eos_token", proto.trainer_spec.eos_id)):
+        if 0 <= index < len(pieces) and pieces[index].type == CONTROL:
+            names[role] = pieces[index].piece
+    return backend, names
+
+
+def _proto(model: bytes, where: Path) -> Any:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(model)
+    except DecodeError:
+        raise RecipeError(f"{where} is not a sentencepiece model: take it from the checkpoint again") from None
+    if not proto.pieces or proto.trainer_spec.model_type != proto.trainer_spec.BPE:
+        raise RecipeError(f"{where} is not a sentencepiece BPE, which every LLaMA tokenizer.model is")
+    if proto.normalizer_spec.precompiled_charsmap or not proto.trainer_spec.byte_fallback:
+        raise RecipeError(
+            f"{where} rewrites characters or has no byte pieces, unlike LLaMA's: it is another model's tokenizer"
+        )
+    return proto
+
+
+def _normalizer(spec: Any) -> Any:
+    """What sentencepiece does to a text before it looks for pieces."""
+    from tokenizers import Regex, normalizers
+
+    steps = []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    steps.append(normalizers.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))  # a literal U+2581 counts as a space too
+    return normalizers.Sequence(steps)
+
+
+def _sealed(path: Path) -> "tokenizers.Tokenizer":
+    """A stranger's tokenizer.json without the merges by which text could become a special token."""
+    from tokenizers import Tokenizer
+
+    check_not_pointer(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["model"]["type"] != "BPE":
+            raise RecipeError(f"{path} is a {printable(data['model']['type'])}, expected the BPE of a LLaMA model")
+        reserved = {token["content"] for token in data["added_tokens"] if token["special"]}
+        pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in data["model"]["merges"])
+        data["model"]["merges"] = allowed_merges(pairs, reserved)
+        data["truncation"] = data["padding"] = None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{path} is not a tokenizer.json ({printable(repr(error))}): download it again") from None
+    try:
+        return Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # the Rust side raises nothing narrower
+        raise RecipeError(f"{path} is not a tokenizer.json ({printable(error)}): download it again") from None
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Token -> id of what a fine-tune added beside its tokenizer.model, in the two ways transformers writes it."""
+    added = dict(_json(folder / "added_tokens.json"))
+    decoder = settings.get("added_tokens_decoder")
+    for index, token in (decoder if isinstance(decoder, dict) else {}).items():
+        added[_content(token)] = int(index) if str(index).isdigit() else -1
+    if not all(isinstance(index, int) for index in added.values()):
+        raise RecipeError(f"{folder}: its added tokens have no ids: added_tokens.json is damaged")
+    return added
+
+
+def _add_tokens(backend: "tokenizers.Tokenizer", added: Mapping[str, int], where: Path) -> None:
+    from tokenizers import AddedToken
+
+    for token, index in sorted(added.items(), key=lambda item: item[1]):
+        backend.add_special_tokens([AddedToken(token, normalized=False)])
+        if backend.token_to_id(token) != index:
+            raise RecipeError(
+                f"{where}: the added token {printable(token)} should have the id {index}, "
+                f"its tokenizer.model leaves it {backend.token_to_id(token)}: they do not belong together"
+            )
+
+
+def _role_names(
+    settings: Mapping[str, Any],
+    special_map: Mapping[str, Any],
+    defaults: Mapping[str, str],
+    backend: "tokenizers.Tokenizer",
+    repairs: list[str],
+) -> dict[str, str]:
+    """bos, eos, unk and pad as the settings name them; where they name nothing that exists, as the tokenizer does."""
+    names = {}
+    for role in ROLES:
+        named = _content(settings.get(role)) or _content(special_map.get(role))
+        if named and backend.token_to_id(named) is not None:
+            names[role] = named
+        elif role in defaults and backend.token_to_id(defaults[role]) is not None:
+            names[role] = defaults[role]
+            if role in settings:
+                repairs.append(f"tokenizer_config.json: {role} was {printable(repr(named))}, now {defaults[role]!r}")
+    return names
+
+
+def _content(token: Any) -> str:
+    """The text of a token that is written as a string or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path} is not a JSON object: download it again")
+    return value
