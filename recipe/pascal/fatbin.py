@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 
 from elftools.elf.elffile import ELFFile
 
@@ -118,7 +119,7 @@ def _sections(data: mmap.mmap) -> list[tuple[str, int, int]]:
     if data[:4] != b"\x7fELF":
         raise ValueError(f"found {data[:4]!r} at its start, expected an ELF file")
     try:
-        sections = list(ELFFile(data).iter_sections())
+        sections = list(ELFFile(cast(IO[bytes], data)).iter_sections())  # a mmap reads, seeks and tells
         found = [
             (section.name, section["sh_offset"], section["sh_offset"] + section["sh_size"])
             for section in sections
