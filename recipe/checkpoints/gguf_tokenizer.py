@@ -1,13 +1,18 @@
 """The tokenizer in a GGUF's metadata: `llama` is a sentencepiece model in pieces, `gpt2` a byte-level BPE."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.checkpoints import tokenizer
 from recipe.checkpoints.source import printable
-from recipe.checkpoints.tokenizer import CONTROL, USER_DEFINED, Tokenizer
+from recipe.checkpoints.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
 from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    import gguf
+    from transformers import PreTrainedTokenizerFast
 
 IDS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -32,9 +37,14 @@ def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenize
     kind = fields.get("tokenizer.ggml.model")
     if kind == "llama":
         scores = fields.get("tokenizer.ggml.scores", [0.0] * len(tokens))
-        spaced = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
         ids = {role: fields.get(key, -1) for role, key in IDS.items()}
-        return tokenizer.from_sentencepiece(_sentencepiece(tokens, scores, types, ids, spaced), rows, where)
+        model = _sentencepiece(
+            list(zip(tokens, scores, types, strict=False)),
+            ids,
+            spaced=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+            squeezed=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+        )
+        return tokenizer.from_sentencepiece(model, rows, where)
     if kind == "gpt2":
         backend = _byte_level(fields, tokens, types, where)
         tokenizer.check_size(backend, rows, where)
@@ -101,18 +111,89 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], 
     return backend
 
 
-def _sentencepiece(
-    tokens: list[str], scores: list[float], types: list[int], ids: dict[str, int], spaced: bool
-) -> bytes:
+def _sentencepiece(pieces: list[tuple[str, float, int]], ids: dict[str, int], spaced: bool, squeezed: bool) -> bytes:
     """The sentencepiece model whose pieces these are; GGUF numbers the types of pieces as sentencepiece does."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    for token, score, kind in zip(tokens, scores, types, strict=True):
+    for token, score, kind in pieces:
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(tokens)
+    trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(pieces)
     trainer.bos_id, trainer.eos_id, trainer.unk_id = ids["bos_token"], ids["eos_token"], max(ids["unk_token"], 0)
     normalizer.name, normalizer.add_dummy_prefix = "identity", spaced
-    normalizer.remove_extra_whitespaces = False
+    normalizer.remove_extra_whitespaces = squeezed
     return proto.SerializeToString()
+
+
+def to_metadata(writer: "gguf.GGUFWriter", fast: "PreTrainedTokenizerFast", rows: int, folder: Path) -> None:
+    """Put the tokenizer that lies in `folder` into a GGUF, with a name for every one of the embedding's rows.
+
+    Raises RecipeError where llama.cpp has no name for how it splits text.
+    """
+    data = json.loads(fast.backend_tokenizer.to_str())
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    types = [UNUSED] * rows
+    for token, index in fast.get_vocab().items():
+        tokens[index], types[index] = token, NORMAL
+    for token in data["added_tokens"]:
+        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    if tokenizer.is_llama_kind(fast.backend_tokenizer):
+        if fast.unk_token_id is not None:
+            types[fast.unk_token_id] = UNKNOWN
+        types = [
+            BYTE if tokenizer.BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, types, strict=True)
+        ]
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores(_scores(tokens, data["model"]["merges"]))
+        steps = json.dumps(data["normalizer"])
+        writer.add_add_space_prefix("Prepend" in steps)
+        writer.add_remove_extra_whitespaces(tokenizer.SPACES in steps)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_tokenizer_name(data["pre_tokenizer"], folder))
+        writer.add_token_list(tokens)
+        writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
+        writer.add_add_space_prefix(False)
+    writer.add_token_types(types)
+    writer.add_add_bos_token(fast("").input_ids[:1] == [fast.bos_token_id])
+    writer.add_add_eos_token(False)
+    for role, add in (
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("unk", writer.add_unk_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
+        if (index := getattr(fast, f"{role}_token_id")) is not None:
+            add(index)
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """sentencepiece joins the pair with the best score first: a piece's score is how early it is merged, negated."""
+    ranks: dict[str, int] = {}
+    for pair in merges:
+        ranks.setdefault("".join(pair), len(ranks) + 1)
+    return [-float(ranks.get(token, 0)) for token in tokens]
+
+
+def _pre_tokenizer_name(data: Any, folder: Path) -> str:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    for name in PRE_TOKENIZERS:
+        blank = Tokenizer(BPE())
+        blank.pre_tokenizer = pre_tokenizer(name)
+        if _meaning(json.loads(blank.to_str())["pre_tokenizer"]) == _meaning(data):
+            return name
+    raise RecipeError(
+        f"{folder}: its pre-tokenizer is none of {', '.join(PRE_TOKENIZERS)}, the ones written to GGUF here"
+    )
+
+
+def _meaning(data: Any) -> Any:
+    """A pre-tokenizer's JSON without what does not change the tokens."""
+    if isinstance(data, dict):
+        return {key: _meaning(value) for key, value in data.items() if key != "trim_offsets"}
+    return [_meaning(entry) for entry in data] if isinstance(data, list) else data

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 SPACE = "\u2581"
+SPACES = " {2,}"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # sentencepiece_model.proto; GGUF has the same
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -203,7 +204,7 @@ def _normalizer(spec: Any) -> Any:
 
     steps = []
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(SPACES), " ")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
