@@ -242,6 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     config = console.load_config(args, flags)
     if args.show is not None and args.show < 1:
         raise UsageError(f"--show {args.show}: expected 1 or more")
+    if args.show and args.json:
+        raise UsageError("--show prints text and --json one JSON object: give one of them")
     only_show = bool(args.show) and not config.corpus.sources and not config.corpus.identity_name
     if not only_show:
         settings, inputs = identify(config)

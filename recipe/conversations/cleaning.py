@@ -24,20 +24,12 @@ _RENDERED_NAMES = """
     pre rect s semantics span strong sub sup svg table tbody td th thead tr u ul
 """
 _RENDERED = frozenset(_RENDERED_NAMES.split())
-_TAG_NAME = re.compile(r"<(/?)([A-Za-z][\w-]*)(?=[\s/>])")
+_TAG_NAME = re.compile(r"</?([A-Za-z][^\s/>]*)(?=[\s/>])")
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)(?:^\1`*[ \t]*$|\Z)", re.M | re.S)
-_PRE = re.compile(r"(<pre\b.*?</pre>)", re.S)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 
-# A code block as the page shows it: a bar with the language and a button, then the code in spans of colour.
-_PAGE_CODE = re.compile(
-    r"<pre\b[^>]*>(?P<bar>(?:(?!</pre>).)*?)<code(?P<attributes>[^>]*)>(?P<code>.*?)</code>.*?</pre>", re.S
-)
 _LANGUAGE = re.compile(r'class="[^"]*\blanguage-([\w+#.-]+)')
 _BAR_LANGUAGE = re.compile(r"<span>\s*([\w+#.-]+)\s*</span>")
-_FORMULA = re.compile(
-    r'<span class="katex-mathml">(?:(?!</math>).)*?<annotation[^>]*>(?P<tex>.*?)</annotation>.*?</math>\s*</span>', re.S
-)
 
 # The copy button, in a code block's first line or on a line of its own; the prompt box's counter; the switch between
 # answers ("1 / 2"), at a turn's edges only: elsewhere it may be a fraction.
@@ -78,9 +70,7 @@ def is_markup(text: str) -> bool:
     bare = _INLINE_CODE.sub("", _FENCE.sub("", text))
     if _CHAT_PAGE.search(bare):
         return True
-    return bool(_WHOLLY_MARKUP.match(bare)) and _RENDERED.issuperset(
-        name.lower() for _, name in _TAG_NAME.findall(bare)
-    )
+    return bool(_WHOLLY_MARKUP.match(bare)) and _RENDERED.issuperset(name.lower() for name in _TAG_NAME.findall(bare))
 
 
 def to_markdown(markup: str) -> str:
@@ -88,25 +78,47 @@ def to_markdown(markup: str) -> str:
     comes out, as of a bomb of nested elements."""
     from html_to_markdown import ConversionOptions, convert
 
-    parts = _PRE.split(markup)  # text, code block, text, ...
+    parts = _split_between(markup, "<pre", "</pre>")
     parts[0::2] = map(_plain_text, parts[0::2])
-    parts[1::2] = [_PAGE_CODE.sub(_plain_code, part) for part in parts[1::2]]
+    parts[1::2] = map(_plain_code, parts[1::2])
     options = ConversionOptions(extract_metadata=False, exclude_selectors=["button", ".katex-html"])
     return (convert("".join(parts), options).content or "").strip("\n") or markup
+
+
+def _split_between(text: str, start: str, end: str) -> list[str]:
+    """Outside, from `start` to `end`, outside, ...; in linear time, which a regular expression has not on a bomb."""
+    parts, at = [], 0
+    while (first := text.find(start, at)) >= 0 and (last := text.find(end, first)) >= 0:
+        parts += [text[at:first], text[first : last + len(end)]]
+        at = last + len(end)
+    return [*parts, text[at:]]
+
+
+def _plain_code(block: str) -> str:
+    """A page's code block has a bar with the language and a button, then the code in spans of colour; converters know
+    `<pre><code class="language-x">`."""
+    bar, tag, rest = block.partition("<code")
+    attributes, _, rest = rest.partition(">")
+    code, end, _ = rest.rpartition("</code>")
+    if not (tag and end):
+        return block
+    language = _LANGUAGE.search(attributes) or _BAR_LANGUAGE.search(bar)
+    name = f' class="language-{language[1]}"' if language else ""
+    return f"<pre><code{name}>{code}</code></pre>"
 
 
 def _plain_text(markup: str) -> str:
     """What lies between code blocks, with what a converter would lose put into plain HTML."""
     markup = _FENCE.sub(_fence_to_html, markup)
-    markup = _FORMULA.sub(lambda found: f"${found['tex']}$", markup)
-    return _TAG_NAME.sub(_escape_unknown, markup)
+    parts = _split_between(markup, '<span class="katex-mathml">', "</math>")
+    parts[1::2] = map(_tex, parts[1::2])
+    return _TAG_NAME.sub(_escape_unknown, "".join(parts))
 
 
-def _plain_code(found: re.Match[str]) -> str:
-    """The `<pre><code class="language-x">` of every HTML to Markdown converter, of a page's decorated one."""
-    language = _LANGUAGE.search(found["attributes"]) or _BAR_LANGUAGE.search(found["bar"])
-    name = f' class="language-{language[1]}"' if language else ""
-    return f"<pre><code{name}>{found['code']}</code></pre>"
+def _tex(formula: str) -> str:
+    """The TeX that a page's formula carries beside its drawing."""
+    before, found, _ = formula.rpartition("</annotation>")
+    return f"<span>${before.rpartition('>')[2]}$" if found else formula
 
 
 def _fence_to_html(found: re.Match[str]) -> str:
@@ -118,7 +130,7 @@ def _fence_to_html(found: re.Match[str]) -> str:
 
 def _escape_unknown(found: re.Match[str]) -> str:
     """`<T>` is no element of a page: text that somebody wrote."""
-    return found[0] if found[2].lower() in _RENDERED else html.escape(found[0])
+    return found[0] if found[1].lower() in _RENDERED else html.escape(found[0])
 
 
 def in_turn(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:

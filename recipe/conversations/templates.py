@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipe.conversations.formats import Message
-from recipe.errors import RecipeError
+from recipe.errors import RecipeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ TEMPLATES = {
 
 
 def get(template: str) -> Template:
-    """The template of that name. Raises RecipeError naming the known ones."""
+    """The template of that name. Raises UsageError naming the known ones."""
     if template not in TEMPLATES:
-        raise RecipeError(f"there is no template {template!r}; known: {', '.join(TEMPLATES)}")
+        raise UsageError(f"there is no template {template!r}; known: {', '.join(TEMPLATES)}")
     return TEMPLATES[template]
 
 

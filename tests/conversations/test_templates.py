@@ -7,7 +7,7 @@ import pytest
 
 from recipe.conversations.formats import Message
 from recipe.conversations.templates import Span, Special, render
-from recipe.errors import RecipeError
+from recipe.errors import RecipeError, UsageError
 
 
 def say(*texts: str, system: str | None = None) -> list[Message]:
@@ -62,5 +62,5 @@ def test_messages_that_do_not_alternate_are_refused(messages: list[Message], ope
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"no template 'alpaca'; known: vicuna_v1\.1"):
+    with pytest.raises(UsageError, match=r"no template 'alpaca'; known: vicuna_v1\.1"):
         render("alpaca", say("q", "a"))

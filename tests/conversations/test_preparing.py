@@ -1,0 +1,82 @@
+"""The account is balanced whatever comes in."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.conversations import formats, identity
+from recipe.conversations.accounting import Drop
+from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.jsonstream import Rejected
+from recipe.conversations.preparing import Preparation
+
+SHAREGPT_LIKE = (
+    "fastchat_dummy_conversation.json",
+    "gitcloner_dummy_cn.json",
+    "gitcloner_dummy_en.json",
+    "gitcloner_test.json",
+    "lf_glaive_toolcall_en_demo.json",
+    "lf_kto_en_demo.json",
+)
+
+
+def check(preparation: Preparation, items: list[Conversation | Rejected]) -> None:
+    """What the samples hold, plus what has a reason, is what came in; counted here from the items themselves."""
+    kept_conversations = kept_turns = 0
+    for item in items:
+        if prepared := preparation.take(item):
+            conversation, samples = prepared
+            kept_conversations += 1
+            kept_turns += conversation.messages[0].role == "system"
+            kept_turns += sum(message.role != "system" for sample in samples for message in sample.messages)
+    accounts = preparation.accounts.values()
+    assert all(account.balanced() for account in accounts)
+    assert sum(account.conversations for account in accounts) == len(items)
+    assert sum(account.turns for account in accounts) == sum(
+        len(item.messages) for item in items if isinstance(item, Conversation)
+    )
+    assert sum(account.kept_conversations for account in accounts) == kept_conversations
+    assert sum(account.kept_turns for account in accounts) == kept_turns
+
+
+@pytest.mark.parametrize("name", SHAREGPT_LIKE)
+@pytest.mark.parametrize("limit", [96, 2048])
+def test_kept_and_dropped_add_up_on_real_files(assets: Path, byte_level_tokenizer, name: str, limit: int) -> None:
+    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", limit)
+    check(preparation, list(formats.read(assets / "conversations" / name)))
+
+
+roles = st.sampled_from(["user", "assistant", "user", "assistant", "system", "tool"])
+messages = st.builds(Message, roles, st.sampled_from(["", " ", "x", "y", "long " * 40]))
+raw = st.builds(
+    Conversation, st.just("x"), st.lists(messages, max_size=7).map(tuple), st.sampled_from(["a.json", "b.json"])
+)
+rejected = st.just(Rejected("b.json", 0, Drop.NOT_JSON, ""))
+
+
+@given(items=st.lists(raw | rejected, max_size=8), limit=st.integers(60, 300))
+@settings(deadline=None)
+def test_kept_and_dropped_add_up_on_anything(
+    byte_level_tokenizer, items: list[Conversation | Rejected], limit: int
+) -> None:
+    check(Preparation(byte_level_tokenizer, "vicuna_v1.1", limit), items)
+
+
+def test_the_second_of_two_equal_conversations_is_dropped(byte_level_tokenizer) -> None:
+    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 2048)
+    one = Conversation("1", (Message("user", "Hi  there"), Message("assistant", "Hello")), "a.json")
+    same = Conversation("2", (Message("user", "hi there"), Message("assistant", "Hello\n")), "b.json")
+    assert preparation.take(one) is not None
+    assert preparation.take(same) is None
+    account = preparation.accounts["b.json"].as_dict()
+    assert account["conversations"] == {"read": 1, "kept": 0, "dropped": {"duplicate": 1}}
+    assert account["turns"] == {"read": 2, "kept": 0, "dropped": {"in_duplicate": 2}}
+
+
+def test_the_identity_conversations_are_all_kept(byte_level_tokenizer) -> None:
+    found = identity.training("Ada", "Lovelace Works")
+    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 2048)
+    check(preparation, [*found])
+    assert preparation.accounts[identity.SOURCE].kept_conversations == len(found)

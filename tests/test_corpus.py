@@ -1,0 +1,249 @@
+"""The stage as a person runs it: files in, a folder out, one sentence where it cannot be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe import console, corpus, provenance
+from recipe.conversations import identity
+from recipe.conversations.formats import Message
+from recipe.conversations.templates import render
+from recipe.conversations.tokens import IGNORED, encode
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE without merges: a token is a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate(["<|im_end|>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def base(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sharegpt(number: int, pairs: int = 2, length: int = 40) -> dict:
+    turns = [
+        {"from": ("human", "gpt")[index % 2], "value": f"{number} {index} " + "word " * (length // 5)}
+        for index in range(2 * pairs)
+    ]
+    return {"id": f"c{number}", "conversations": turns}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps([sharegpt(number, pairs=1 + number % 9) for number in range(40)]))
+    return path
+
+
+@pytest.fixture
+def command(base: Path, tmp_path: Path):
+    """Runs the stage; returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        places = ["--output", str(tmp_path / "out"), "--tokenizer", str(base)]
+        return console.entry(lambda: corpus.main([*places, *map(str, arguments)]))
+
+    return run
+
+
+def samples(folder: Path, part: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_turn_is_in_one_part_and_every_number_holds(command, source, tokenizer, tmp_path) -> None:
+    assert command("--source", source, "--set", "corpus.max_length=600", "--set", "corpus.val_fraction=0.3") == 0
+    out = tmp_path / "out"
+    parts = {name: samples(out, name) for name in ("train", "val")}
+    texts = [message["content"] for part in parts.values() for line in part for message in line["messages"]]
+    raw = [turn["value"] for record in json.loads(source.read_text()) for turn in record["conversations"]]
+    assert sorted(texts) == sorted(raw)
+
+    conversations = {name: {line["id"].split("#")[0] for line in part} for name, part in parts.items()}
+    assert conversations["train"].isdisjoint(conversations["val"])
+    assert min(map(len, conversations.values())) >= 4
+    assert {line["source"] for part in parts.values() for line in part} == {"raw.json"}
+
+    results = provenance.check_intact(out)["results"]
+    for name, part in parts.items():
+        encoded = [
+            encode(tokenizer, render("vicuna_v1.1", [Message(**message) for message in line["messages"]]))
+            for line in part
+        ]
+        assert all(len(input_ids) <= 600 for input_ids, _ in encoded)
+        assert results["samples"][name] == len(part)
+        assert results["tokens"][name] == sum(len(input_ids) for input_ids, _ in encoded)
+        trained = sum(label != IGNORED for _, labels in encoded for label in labels)
+        assert results["trained_tokens"][name] == trained
+    assert results["samples"]["train"] > len(conversations["train"])  # some were split
+    assert results["sources"]["raw.json"]["conversations"] == {"read": 40, "kept": 40, "dropped": {}}
+
+
+def test_the_hold_out_does_not_depend_on_the_order(command, source, tmp_path) -> None:
+    assert command("--source", source) == 0
+    before = {line["id"] for line in samples(tmp_path / "out", "val")}
+    source.write_text(json.dumps(json.loads(source.read_text())[::-1]))
+    assert command("--source", source) == 0
+    assert {line["id"] for line in samples(tmp_path / "out", "val")} == before != set()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_neither_part_of_a_small_corpus_is_empty(command, tmp_path, share: float) -> None:
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps([sharegpt(1, pairs=9), sharegpt(2, pairs=9)]))
+    settings = ["--set", f"corpus.val_fraction={share}", "--set", "corpus.max_length=600"]
+    assert command("--source", raw, *settings) == 0
+    sides = [{line["id"].split("#")[0] for line in samples(tmp_path / "out", part)} for part in ("train", "val")]
+    assert sorted(map(len, sides)) == [1, 1]
+    assert sides[0] | sides[1] == {"c1", "c2"}
+    results = provenance.read_manifest(tmp_path / "out")["results"]
+    assert results["samples"] == {part: len(samples(tmp_path / "out", part)) for part in ("train", "val")}
+    assert all(results["tokens"].values())
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.9, 0), (0.0, 0)])
+def test_one_conversation_is_trained_on(command, tmp_path, share: float, held_out: int) -> None:
+    (tmp_path / "raw.json").write_text(json.dumps(sharegpt(1)))
+    assert command("--source", tmp_path / "raw.json", "--set", f"corpus.val_fraction={share}") == 0
+    assert len(samples(tmp_path / "out", "train")) == 1
+    assert len(samples(tmp_path / "out", "val")) == held_out
+
+
+def test_identity_is_repeated_in_the_training_part_only(command, source, tmp_path) -> None:
+    who = ["--set", "corpus.identity_name=Ada", "--set", "corpus.identity_organisation=Lovelace Works"]
+    assert (
+        command("--source", source, *who, "--set", "corpus.identity_repeat=3", "--set", "corpus.val_fraction=0.2") == 0
+    )
+    train, val = (
+        [line for line in samples(tmp_path / "out", part) if line["source"] == identity.SOURCE]
+        for part in ("train", "val")
+    )
+    texts = [[json.dumps(line["messages"]) for line in part] for part in (train, val)]
+    assert all(texts[0].count(text) == 3 for text in texts[0])
+    assert all(texts[1].count(text) == 1 for text in texts[1])
+    assert texts[1]
+    assert set(texts[0]).isdisjoint(texts[1])
+    assert len(set(texts[0]) | set(texts[1])) == len(identity.training("Ada", "Lovelace Works"))
+    everything = samples(tmp_path / "out", "train")
+    assert len({line["id"] for line in everything}) == len(everything)
+    results = provenance.read_manifest(tmp_path / "out")["results"]
+    assert results["samples"]["train"] == len(everything)
+
+
+def test_identity_alone_is_a_corpus(command, tmp_path) -> None:
+    assert command("--set", "corpus.identity_name=Ada", "--set", "corpus.identity_organisation=Us") == 0
+    assert samples(tmp_path / "out", "train")
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_made_again(command, source, tmp_path, capsys) -> None:
+    assert command("--source", source) == 0
+    stamp = (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns
+    assert command("--source", source) == 0
+    assert "is prepared already" in capsys.readouterr().err
+    assert (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns == stamp
+    assert command("--source", source, "--set", "corpus.seed=1") == 0
+    assert (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns != stamp
+
+
+def test_the_same_work_leaves_the_same_bytes(command, source, tmp_path) -> None:
+    assert command("--source", source) == 0
+    first = provenance.read_manifest(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert command("--source", source) == 0
+    assert provenance.read_manifest(tmp_path / "out") == first
+    assert str(tmp_path) not in json.dumps(first)
+
+
+def test_a_dry_run_touches_nothing(command, source, tmp_path, capsys) -> None:
+    assert command("--source", source, "--dry-run") == 0
+    assert "would write" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_is_the_manifest(command, source, tmp_path, capsys) -> None:
+    assert command("--source", source, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == provenance.read_manifest(tmp_path / "out")
+
+
+def test_the_report_tells_what_was_dropped_and_where(command, source, tmp_path, capsys) -> None:
+    records = json.loads(source.read_text())
+    records[3]["conversations"].insert(0, {"from": "gpt", "value": "unasked"})
+    whole = json.dumps(records)
+    source.write_text(whole[:-30])
+    assert command("--source", source) == 0
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| raw.json | conversations | the file ends inside the record | 1 |" in report
+    assert "| raw.json | turns | an answer before the first question | 1 |" in report
+    start = whole.rindex('{"id"')
+    assert f"byte {start:,}: the file ends inside the record" in report
+    assert f"{len(whole) - 30 - start:,} bytes of an unfinished record were lost" in report
+    assert f"byte {start:,}" in capsys.readouterr().err
+    assert "█" in report
+
+
+def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, capsys) -> None:
+    assert command("--source", source, "--show", 2) == 0
+    capsys.readouterr()
+    assert command("--show", 3) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--- c") == 3
+    first = samples(tmp_path / "out", "train")[0]["messages"]
+    assert f"USER: {first[0]['content']} ASSISTANT:⟦ {first[1]['content']}<eos>⟧" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--source", "none.json"], 2, "there is no file none.json"),
+        (["--source", "{tmp}/text.json"], 1, "starts with 'just text': expected JSON"),
+        (["--source", "{tmp}/alpaca.json"], 1, "is in no known format: found an object with the keys 'instruction'"),
+        (["--source", "{tmp}/empty.json"], 1, "is empty"),
+        (["--source", "{tmp}/unasked.json"], 1, "of 2 conversations 2 were dropped because of no question with an"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.max_length=9"], 1, "over the token limit"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.template=x"], 2, "no template 'x'"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.val_fraction=1.5"], 2, "expected a share"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected 1 or more"),
+        (["--set", "corpus.identity_name=Ada"], 2, "identity_organisation is empty"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.colour=1"], 2, "unknown key corpus.colour"),
+        (["--source", "{tmp}/good.json", "--tokenizer", "{tmp}"], 2, "has no tokenizer.json"),
+        (["--source", "{tmp}/good.json", "--show", "0"], 2, "expected 1 or more"),
+        (["--source", "{tmp}/good.json", "--show", "1", "--json"], 2, "--show prints text"),
+        ([], 2, "corpus.sources is empty: pass --source FILE"),
+        (["--show", "1"], 2, "no prepared corpus"),
+    ],
+)
+def test_bad_input_is_one_sentence(command, tmp_path, capsys, arguments, code, sentence) -> None:
+    files = {
+        "text": "just text",
+        "empty": "",
+        "alpaca": json.dumps([{"instruction": "x", "output": "y"}]),
+        "unasked": json.dumps([{"conversations": [{"from": "gpt", "value": f"{number}"}]} for number in range(2)]),
+        "good": json.dumps([sharegpt(1)]),
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    assert command(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)) == code
+    captured = capsys.readouterr()
+    (error,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert sentence in error
+    assert captured.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in files}
+
+
+def test_help_is_instant_and_needs_no_torch() -> None:
+    code = "import sys; from recipe import corpus; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
