@@ -97,6 +97,8 @@ def _member(file: io.BufferedReader, entry: zipfile.ZipInfo, path: Path) -> _Mem
         or entry.compress_size != entry.file_size
     ):
         raise RecipeError(f"{path} holds {name} compressed or encrypted, which torch.save never does: {AGAIN}")
+    if entry.header_offset < 0:
+        raise zipfile.BadZipFile("a member begins before the file does")
     header = os.pread(file.fileno(), LOCAL_HEADER.size, entry.header_offset)
     magic, *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
     if magic != b"PK\x03\x04":

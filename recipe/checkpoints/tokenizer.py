@@ -3,9 +3,11 @@
 The LLaMA tokenizer is a sentencepiece BPE: a space is put before the text, spaces become U+2581, characters outside
 the vocabulary become bytes. It is kept in transformers' `legacy` behaviour, the one LLaMA and Vicuna were trained with.
 
-transformers' own conversion makes a BPE merge for *every* piece, so with it the plain text `</s>` ends in the control
-piece 2 even where special tokens are switched off (`encode_special_tokens`); sentencepiece never does that. Here, and
-in a tokenizer.json that is taken over, no merge leads to a control, unknown or byte piece.
+transformers' own conversion makes a BPE merge for every piece, control pieces included. Where a vocabulary holds their
+parts (`</s` and `>`; LLaMA's own does not), the plain text `</s>` then becomes the end of sequence even with special
+tokens switched off, which sentencepiece never does. Here, and in a tokenizer.json that is taken over, no merge leads to
+a special token or a byte piece. To keep the text `</s>` text, call the tokenizer with `split_special_tokens=True`: it
+resets `backend_tokenizer.encode_special_tokens` at every call.
 """
 
 import json
