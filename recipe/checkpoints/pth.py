@@ -24,6 +24,16 @@ from recipe.errors import RecipeError
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # PKWARE APPNOTE 4.3.7
 ENCRYPTED = 0x1
+# what zipfile raises on damaged files, as found by fuzzing
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    struct.error,
+)
 AGAIN = "save it again where you trust it, with torch 1.6 or later and torch.save(state_dict, path)"
 
 
@@ -76,7 +86,7 @@ def _members(path: Path) -> dict[str, _Member]:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
                 members = {entry.filename: _member(file, entry, path) for entry in entries}
                 end = archive.start_dir
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, struct.error) as error:
+        except ZIP_ERRORS as error:
             raise RecipeError(f"{path} is truncated or damaged ({printable(error)}): download it again") from None
     if len(members) != len(entries):
         raise RecipeError(f"{path} holds two members of one name, which torch.save never writes: it is refused")
