@@ -3,13 +3,14 @@
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from recipe import config
-from recipe.errors import RecipeError
+from recipe.errors import RecipeError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -47,6 +48,20 @@ def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None
     overrides = config.parse_set(args.set)
     overrides.update({key: value for key, value in (flags or {}).items() if value is not None})
     return config.load(args.config, overrides)
+
+
+def add_run(out: argparse.ArgumentParser, needed: bool = True) -> None:
+    """--run for the stages that judge or use a finished run."""
+    out.add_argument("--run", type=Path, required=needed, metavar="DIR", help="a run's folder, as runs/demo/latest")
+
+
+def load_run(args: argparse.Namespace) -> tuple[config.Config, Path]:
+    """(config, folder) of --run: the config that the run left in its folder, then --set. --config is not for these."""
+    if args.config:
+        raise UsageError("--config does not go with --run: the run's own config.toml is used; change fields with --set")
+    if not (args.run / "config.toml").is_file():
+        raise UsageError(f"{args.run} is no run (it has no config.toml): train one first, or name runs/<name>/latest")
+    return config.load(args.run / "config.toml", config.parse_set(args.set)), Path(os.path.relpath(args.run.resolve()))
 
 
 def entry(main: Callable[[], int]) -> int:

@@ -1,0 +1,34 @@
+"""Sessions behind `make test`. They run in the environment that calls nox: the locked packages, nothing else."""
+
+import sys
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.stop_on_first_error = False
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: style, imports, bugs it knows, format."""
+    session.run(sys.executable, "-m", "ruff", "check", ".")
+    session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy over recipe/."""
+    session.run(sys.executable, "-m", "mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """pytest on the CPU: tiny real objects, only hardware mocked."""
+    session.run(sys.executable, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """`make demo` from nothing, then its numbers against what the README promises, then a second run that skips."""
+    session.run(sys.executable, "-m", "pytest", "tests/demo", *session.posargs)

@@ -1,0 +1,161 @@
+"""Judge a run: held-out loss, perplexity, bits per byte and answers, base and tuned model side by side."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from recipe import config as configs
+from recipe import console, provenance
+from recipe.config import Config
+from recipe.conversations import identity
+from recipe.conversations.formats import Message
+
+STAGE = "evaluate"
+EVAL, SAMPLES = "eval.json", "samples.md"
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    """Evaluate the finished run in `folder`; the content of its eval.json.
+
+    Keys: base and tuned (loss in nats per trained token, perplexity, bits_per_byte, tokens), identity (base_hits,
+    tuned_hits, total: answers to held-out questions that contain the taught name), answers, provenance.
+    """
+    from recipe import data, model
+
+    proof = proof_of(config, folder)
+    if earlier := done(folder, proof):
+        console.say(f"{folder / EVAL} is there already and its inputs are the same")
+        return earlier
+    corpus, base = Path(config.corpus.path), Path(config.base.path)
+    tokenizer = model.load_tokenizer(base)
+    rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
+    size = answer_bytes(corpus / "val.jsonl")
+    tuned = model.load_adapter(model.load(base, config.base.precision, model.device()), folder / "adapter")
+
+    held_out_questions = identity.held_out() if config.corpus.identity_name else ()
+    questions = [*config.evaluate.prompts, *held_out_questions]
+    result: dict[str, Any] = {"provenance": proof}
+    answers: dict[str, list[str]] = {}
+    for who, adapter in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
+        with adapter():
+            console.say(f"{who}: held-out loss")
+            nll, count = model.held_out_nll(tuned, data.batches(rows, max(1, config.train.micro_batch)))
+            result[who] = scores(nll, count, size)
+            answers[who] = list(ask(tuned, tokenizer, config, questions, who))
+    result["answers"] = [
+        {"question": question, "base": base_answer, "tuned": tuned_answer}
+        for question, base_answer, tuned_answer in zip(questions, answers["base"], answers["tuned"], strict=True)
+    ]
+    if held_out_questions:
+        result["identity"] = identity_hits(config.corpus.identity_name, result["answers"][-len(held_out_questions) :])
+    write(folder, result)
+    return result
+
+
+def proof_of(config: Config, folder: Path) -> dict[str, Any]:
+    """What the numbers follow from: the run's outputs, base and corpus by hash, what was asked, and with which code."""
+    provenance.check_intact(folder)
+    inputs = {"run": folder, "base": Path(config.base.path), "corpus": Path(config.corpus.path)}
+    return {
+        "stage": STAGE,
+        "config": configs.hashed(config.evaluate),
+        "inputs": provenance.hash_inputs(inputs),
+        "code": provenance.code_sha256(),
+        "environment": provenance.environment(),
+    }
+
+
+def done(folder: Path, proof: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier eval.json of the same inputs and questions, if samples.md is there too."""
+    file = folder / EVAL
+    if not file.is_file() or not (folder / SAMPLES).is_file():
+        return None
+    result = json.loads(file.read_text(encoding="utf-8"))
+    same = all(result.get("provenance", {}).get(key) == proof[key] for key in ("config", "inputs"))
+    return result if same else None
+
+
+def answer_bytes(file: Path) -> int:
+    """UTF-8 bytes of all assistant texts of a prepared file: a denominator that no tokenizer changes."""
+    from recipe.data import read_samples
+
+    texts = (message.content for sample in read_samples(file) for message in sample if message.role == "assistant")
+    return sum(len(text.encode()) for text in texts)
+
+
+def scores(nll: float, count: int, size: int) -> dict[str, float]:
+    """nll: total nats over `count` trained tokens (each answer's EOS among them) that spell `size` bytes."""
+    return {
+        "loss": nll / count,
+        "perplexity": math.exp(nll / count),
+        "bits_per_byte": nll / math.log(2) / size,
+        "tokens": count,
+    }
+
+
+def ask(tuned: Any, tokenizer: Any, config: Config, questions: Sequence[str], who: str) -> Iterator[str]:
+    """The greedy answer to each question, one after the other."""
+    from recipe import model
+    from recipe.conversations.tokens import prompt_ids
+
+    for question in console.progress(questions, desc=f"{who}: answers", unit=" answers"):
+        prompt = prompt_ids(tokenizer, config.corpus.template, [Message("user", question)])
+        yield model.answer(tuned, tokenizer, prompt, config.evaluate.max_new_tokens)
+
+
+def identity_hits(name: str, answers: Sequence[dict[str, str]]) -> dict[str, int]:
+    """How many answers to the held-out identity questions contain the taught name."""
+    hits = {f"{who}_hits": sum(name.lower() in answer[who].lower() for answer in answers) for who in ("base", "tuned")}
+    return {**hits, "total": len(answers)}
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """samples.md for people, then eval.json, which says that both are there."""
+    with provenance.atomic_file(folder / SAMPLES) as file:
+        file.write(samples(result))
+    with provenance.atomic_file(folder / EVAL) as file:
+        json.dump(result, file, indent=1, ensure_ascii=False, sort_keys=True)
+        file.write("\n")
+
+
+def samples(result: dict[str, Any]) -> str:
+    """Numbers and answers as Markdown; answers are quoted line by line, so that none can pass for ours."""
+    lines = ["# Base and tuned model", "", "| | base | tuned |", "| --- | --- | --- |"]
+    for key, title in (("loss", "held-out loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
+        lines.append(f"| {title} | {result['base'][key]:.4f} | {result['tuned'][key]:.4f} |")
+    if found := result.get("identity"):
+        base, tuned = (f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))
+        lines.append(f"| taught name in the answer | {base} | {tuned} |")
+    for answer in result["answers"]:
+        lines += ["", f"## {answer['question']}"]
+        for who in ("base", "tuned"):
+            quoted = "\n".join(f"    {line}" for line in console.printable(answer[who]).splitlines())
+            lines += ["", f"**{who}**", "", quoted or "    (an empty answer)"]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.evaluate --run runs/demo/latest")
+    console.add_run(parser)
+    args = parser.parse_args(argv)
+    config, folder = console.load_run(args)
+    if args.dry_run:
+        proof = proof_of(config, folder)
+        console.show(proof, f"would ask {len(config.evaluate.prompts)} prompts -> {folder / EVAL}", args.json)
+        return 0
+    result = run(config, folder)
+    rows = [["", "base", "tuned"]]
+    rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
+    if found := result.get("identity"):
+        rows.append(["identity", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
+    text = f"{console.table(rows)}\nanswers: {folder / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
+    console.show(result, text, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.entry(main))

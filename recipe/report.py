@@ -1,0 +1,62 @@
+"""The outcome of a run on one page: numbers and answers before and after, where everything lies, what to try next."""
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from recipe import console, provenance
+from recipe.errors import RecipeError
+
+STAGE = "report"
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """What the run's manifest and eval.json say, joined."""
+    manifest = provenance.read_manifest(folder)
+    file = folder / "eval.json"
+    if not file.is_file():
+        raise RecipeError(f"{folder} has not been evaluated: run `python -m recipe.evaluate --run {folder}` first")
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    return {"run": str(folder), "train": manifest["results"], "evaluation": evaluation}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The summary as text, at most 100 columns wide."""
+    evaluation, folder = result["evaluation"], result["run"]
+    base, tuned = evaluation["base"], evaluation["tuned"]
+    rows = [["", "before", "after"]]
+    for key, title in (("loss", "held-out loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
+        rows.append([title, f"{base[key]:.3f}", f"{tuned[key]:.3f}"])
+    if found := evaluation.get("identity"):
+        rows.append(["knows its name", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
+    parts = [console.table(rows)]
+    for answer in evaluation["answers"][:3]:
+        parts.append(f"{answer['question']}\n{quoted('before', answer['base'])}\n{quoted('after', answer['tuned'])}")
+    places = [["adapter", f"{folder}/adapter"], ["all answers", f"{folder}/samples.md"]]
+    if (Path(folder) / "merged").is_dir():
+        places.append(["merged model", f"{folder}/merged"])
+    parts.append("\n".join(f"{name:14}{place}" for name, place in places))
+    parts.append(f"Talk to it:   make chat RUN={folder}")
+    return "\n\n".join(parts)
+
+
+def quoted(who: str, text: str) -> str:
+    """An answer under its question: control characters shown, long ones cut."""
+    flat = " ".join(console.printable(text).split())
+    return textwrap.indent(textwrap.fill(textwrap.shorten(flat, 300, placeholder=" ..."), 86), f"  {who:7} ")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
+    console.add_run(parser)
+    args = parser.parse_args(argv)
+    _, folder = console.load_run(args)
+    result = run(folder)
+    console.show(result, page(result), args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.entry(main))
