@@ -47,6 +47,11 @@ def test_arrays_and_lines_are_read_alike(file: Path, text: str) -> None:
     assert values(file) == RECORDS
 
 
+def test_a_number_cut_by_a_border_is_read_whole(file: Path) -> None:
+    file.write_text("[1234567, 89012345, 6]")
+    assert values(file) == [1234567, 89012345, 6]
+
+
 def test_one_object_is_one_record(file: Path) -> None:
     file.write_text(json.dumps(RECORDS[0], indent=2))
     assert values(file) == RECORDS[:1]

@@ -80,3 +80,17 @@ def test_the_identity_conversations_are_all_kept(byte_level_tokenizer) -> None:
     preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 2048)
     check(preparation, [*found])
     assert preparation.accounts[identity.SOURCE].kept_conversations == len(found)
+
+
+def test_over_long_pairs_and_what_stood_around_them_are_accounted_for(byte_level_tokenizer) -> None:
+    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 60)
+    system, question, answer = Message("system", "s"), Message("user", "q"), Message("assistant", "a " * 99)
+    short = Message("assistant", "a")
+    assert preparation.take(Conversation("1", (system, question, answer), "a")) is None
+    kept = preparation.take(Conversation("2", (system, question, answer, question, short), "b"))
+    assert kept is not None
+    assert [sample.messages for sample in kept[1]] == [(system, question, short)]
+    first, second = (preparation.accounts[source].as_dict() for source in "ab")
+    assert first["turns"] == {"read": 3, "kept": 0, "dropped": {"orphan_system": 1, "over_long_pair": 2}}
+    assert first["conversations"] == {"read": 1, "kept": 0, "dropped": {"all_over_long": 1}}
+    assert second["turns"] == {"read": 5, "kept": 3, "dropped": {"over_long_pair": 2}}

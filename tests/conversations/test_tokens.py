@@ -143,3 +143,43 @@ def test_decoded_labels_are_exactly_the_answers(
                 answers[-1].append(label)
         assert answers.pop() == []  # every answer is followed by EOS
         assert [decode(ids) for ids in answers] == [f" {answer}" for _, answer in pairs]
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "byte level with prefix", "prepend"])
+def test_a_span_behind_a_span_has_no_prefix_whoever_adds_it(kind: str) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    space = "Ġ" if "byte" in kind else "▁"
+    vocabulary = {piece: index for index, piece in enumerate(["</s>", space, "a", f"{space}a"])}
+    backend = Tokenizer(models.BPE(vocabulary, [(space, "a")]))
+    if kind == "metaspace":  # what transformers builds where `legacy` is false
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    elif kind == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    pieces = [Span("a", False), Span("a", False), Special("eos", True), Span("", False), Span("a", True)]
+    ids, _ = encode(tokenizer, pieces)
+    assert tokenizer.convert_ids_to_tokens(ids) == [f"{space}a", "a", "</s>", f"{space}a"]
+
+
+def test_an_eos_that_is_an_ordinary_added_token_is_special_all_the_same(byte_level_tokenizer) -> None:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(byte_level_tokenizer.backend_tokenizer.to_str())
+    backend.add_tokens([AddedToken("<end>", special=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    assert tokenizer.eos_token_id in backend.encode("x<end>").ids
+    assert tokenizer.eos_token_id not in encode(tokenizer, [Span("x<end>", True)])[0]
+
+
+def test_a_model_that_is_no_bpe_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"</s>": 0}, "</s>")), eos_token="</s>")
+    with pytest.raises(RecipeError, match="model is WordLevel; expected BPE"):
+        encode(words, [])
