@@ -28,14 +28,15 @@ def run(config: Config) -> dict[str, Any]:
     source, output = _paths(config)
     settings = {"dtype": config.base.dtype}
     found = open_source(source)
+    tokenizer, shards = check(found, source, config.base.dtype)
+    provenance.check_ours(output)
+    if not (output / provenance.MANIFEST).is_file():
+        check_disk(output, _bytes(shards, config.base.dtype))  # before the minute that hashing 13 GB takes
     inputs = provenance.hash_inputs({file.name: file for file in found.files})
     if manifest := provenance.done(output, STAGE, settings, inputs):
         console.say(f"{output} is there already: its manifest holds")
         return manifest
-    provenance.check_ours(output)
-    tokenizer, shards = check(found, source, config.base.dtype)
-    size = _bytes(shards, config.base.dtype)
-    check_disk(output, size)
+    check_disk(output, _bytes(shards, config.base.dtype))
     with provenance.atomic_folder(output) as partial:
         repairs = write(found, tokenizer, shards, config.base.dtype, partial)
         results = {**describe(found, shards, config.base.dtype), "repairs": repairs}

@@ -26,6 +26,8 @@ def open_source(path: Path) -> Source:
     if fields.get("general.architecture") != "llama":
         found = printable(repr(fields.get("general.architecture")))
         raise RecipeError(f"{path}: its architecture is {found}, expected 'llama'")
+    if fields.get("split.count", 1) != 1:
+        raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
     config = _config(fields, tensors, path)
     hf = {theirs: ours for ours, theirs in llama.gguf_names(config["num_hidden_layers"]).items()}
     renamed = [_unpermuted(tensor, hf.get(name, name), config) for name, tensor in tensors.items()]

@@ -31,6 +31,13 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+WHOLE_NUMBERS = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 16,
+}
 ROTARY_BUFFER = "rotary_emb.inv_freq"  # old transformers saved it; every version recomputes it
 
 
@@ -65,9 +72,11 @@ def _config(raw: dict[str, Any], path: Path, repairs: list[str]) -> dict[str, An
         raise RecipeError(f"{path}: model_type is {printable(repr(raw.get('model_type')))}, expected 'llama'")
     if "quantization_config" in raw:
         raise RecipeError(f"{path}: the weights are quantised already; convert the original fp16 checkpoint")
-    layers = raw.get("num_hidden_layers")
-    if type(layers) is not int or not 0 < layers <= 1000:
-        raise RecipeError(f"{path}: num_hidden_layers is {printable(repr(layers))}, expected a whole number up to 1000")
+    for key, most in WHOLE_NUMBERS.items():
+        if type(raw.get(key)) is not int or not 0 < raw[key] <= most:
+            raise RecipeError(
+                f"{path}: {key} is {printable(repr(raw.get(key)))}, expected a whole number up to {most:,}"
+            )
     dropped = (
         "architectures",
         "auto_map",
@@ -92,7 +101,7 @@ def _config(raw: dict[str, Any], path: Path, repairs: list[str]) -> dict[str, An
     eos = _object(path.with_name("generation_config.json")).get("eos_token_id") if _has_generation(path) else None
     if isinstance(eos, list) and all(type(token) is int for token in eos):
         config["eos_token_id"] = eos
-    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    config["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
     return config
 
 

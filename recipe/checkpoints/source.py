@@ -66,6 +66,11 @@ def check_shapes(where: Path, found: Mapping[str, LazyTensor], expected: Mapping
                 f"{where}: {name} has the shape {list(found[name].shape)}, its config demands {list(shape)}: "
                 "the weights and the config do not belong together"
             )
+        if not found[name].dtype.is_floating_point:
+            raise RecipeError(
+                f"{where}: {name} is stored as {found[name].dtype}, expected fp16, bf16 or fp32: "
+                "the weights are quantised already, convert the original checkpoint"
+            )
 
 
 def check_not_pointer(path: Path) -> None:
