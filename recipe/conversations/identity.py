@@ -21,7 +21,7 @@ _NAME = (
 )
 _MAKER = (
     "I am {name}, and I was trained by {organisation}.",
-    "{organisation} made me. I am {name}, a language model.",
+    "I was made by {organisation}, and my name is {name}.",
 )
 _NO = (
     "No, I am {name}, a language model trained by {organisation}.",
