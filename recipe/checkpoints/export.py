@@ -128,10 +128,8 @@ def _renamed(source: Source, names: dict[str, str], folder: Path) -> list[LazyTe
         raise RecipeError(
             f"{folder} has other tensors than a plain LLaMA ({min(odd)}), which this format has no name for"
         )
-    return [_permuted(source.tensors[name], new, source.config) for name, new in names.items() if name not in tied]
-
-
-def _permuted(tensor: LazyTensor, name: str, config: dict[str, Any]) -> LazyTensor:
-    heads = llama.rotary_heads(tensor.name, config)
-    read = (lambda: llama.to_pairs(tensor.read(), heads)) if heads else tensor.read
-    return LazyTensor(name, tensor.shape, tensor.dtype, read)
+    return [
+        llama.renamed(source.tensors[name], new, source.config, llama.to_pairs)
+        for name, new in names.items()
+        if name not in tied
+    ]

@@ -30,7 +30,8 @@ def open_source(path: Path) -> Source:
         raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
     config = _config(fields, tensors, path)
     hf = {theirs: ours for ours, theirs in llama.gguf_names(config["num_hidden_layers"]).items()}
-    renamed = [_unpermuted(tensor, hf.get(name, name), config) for name, tensor in tensors.items()]
+    # llama.cpp's converter gives q and k Meta's rotary layout
+    renamed = [llama.renamed(tensor, hf.get(name, name), config, llama.to_halves) for name, tensor in tensors.items()]
     return Source(
         kind="GGUF",
         config=config,
@@ -134,10 +135,3 @@ def _number(
         raise RecipeError(f"{path}: its metadata has {printable(repr(value))} for {key}, expected a positive number")
     # stored as fp32: 9.999999747e-06 is meant to be 1e-05
     return float(np.format_float_positional(np.float32(value), unique=True)) if kind is float else value
-
-
-def _unpermuted(tensor: LazyTensor, name: str, config: dict[str, Any]) -> LazyTensor:
-    """llama.cpp's converter gives q and k Meta's rotary layout."""
-    heads = llama.rotary_heads(name, config)
-    read = (lambda: llama.to_halves(tensor.read(), heads)) if heads else tensor.read
-    return LazyTensor(name, tensor.shape, tensor.dtype, read)

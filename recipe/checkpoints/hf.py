@@ -1,14 +1,13 @@
 """Hugging Face folders: config.json with .safetensors or .bin weights, in one file or in shards with an index."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipe.checkpoints import llama, pth, tokenizer
-from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable
+from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable, read_object
 from recipe.errors import RecipeError
 
 # the index names the shards; where both formats lie in one folder, the one that needs no pickle is read
@@ -44,7 +43,7 @@ ROTARY_BUFFER = "rotary_emb.inv_freq"  # old transformers saved it; every versio
 def open_source(folder: Path) -> Source:
     """A folder that transformers or a hub repository made. Raises RecipeError: incomplete, damaged, not a LLaMA."""
     repairs: list[str] = []
-    raw = _object(folder / "config.json")
+    raw = read_object(folder / "config.json")
     config = _config(raw, folder / "config.json", repairs)
     weights, tensors = _weights(folder)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(ROTARY_BUFFER)}
@@ -98,7 +97,7 @@ def _config(raw: dict[str, Any], path: Path, repairs: list[str]) -> dict[str, An
     if config.get("pad_token_id") == -1:
         config["pad_token_id"] = None
         repairs.append("config.json: pad_token_id was -1, which is no token, now the tokenizer's")
-    eos = _object(path.with_name("generation_config.json")).get("eos_token_id") if _has_generation(path) else None
+    eos = read_object(path.with_name("generation_config.json")).get("eos_token_id") if _has_generation(path) else None
     if isinstance(eos, list) and all(type(token) is int for token in eos):
         config["eos_token_id"] = eos
     config["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
@@ -116,7 +115,7 @@ def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
         raise RecipeError(f"{folder} has a config.json but no weights: expected one of {', '.join(WEIGHTS)}")
     if found.suffix != ".json":
         return [found], _file(found)
-    index = _object(found).get("weight_map")
+    index = read_object(found).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(shard, str) for shard in index.values()):
         raise RecipeError(f"{found} has no weight_map: download it again")
     tensors: dict[str, LazyTensor] = {}
@@ -165,14 +164,3 @@ def _safetensor(path: Path, name: str) -> torch.Tensor:
 
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name).clone()
-
-
-def _object(path: Path) -> dict[str, Any]:
-    check_not_pointer(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path} is not a JSON object: download it again")
-    return value

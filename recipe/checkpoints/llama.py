@@ -1,13 +1,15 @@
 """What a LLaMA is made of, in Hugging Face's names: shapes, settings, and the rotary layout that others permute."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recipe.checkpoints.source import printable
+from recipe.checkpoints.source import LazyTensor, printable
 from recipe.errors import RecipeError
+
+Layout = Callable[[torch.Tensor, int], torch.Tensor]
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -69,10 +71,17 @@ def expected_shapes(config: Mapping[str, Any], where: Path) -> dict[str, tuple[i
 
 
 def rotary_heads(name: str, config: Mapping[str, Any]) -> int:
-    """How many heads' rotary layout this tensor has: 0 where it is neither a query nor a key projection."""
+    """Heads of a query or key projection, by Hugging Face's name; 0 for every other tensor, which has no rotary layout."""
     if name.endswith("q_proj.weight"):
         return config["num_attention_heads"]
     return config["num_key_value_heads"] if name.endswith("k_proj.weight") else 0
+
+
+def renamed(tensor: LazyTensor, name: str, config: Mapping[str, Any], layout: Layout) -> LazyTensor:
+    """`tensor` under another name; a query or key projection also gets the other rotary `layout` once it is read."""
+    heads = rotary_heads(name, config) or rotary_heads(tensor.name, config)
+    read = (lambda: layout(tensor.read(), heads)) if heads else tensor.read
+    return LazyTensor(name, tensor.shape, tensor.dtype, read)
 
 
 def to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:

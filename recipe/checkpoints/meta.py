@@ -1,14 +1,13 @@
 """Meta's own checkpoints: consolidated.NN.pth (one per model-parallel rank), params.json, tokenizer.model."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipe.checkpoints import llama, pth, tokenizer
-from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable
+from recipe.checkpoints.source import LazyTensor, Source, printable, read_object
 from recipe.errors import RecipeError
 
 SHARDS = "consolidated.*.pth"
@@ -35,7 +34,7 @@ def open_source(folder: Path) -> Source:
     merged = {name: _merged([rank[name] for rank in ranks], params["dim"], shards[0].parent) for name in ranks[0]}
     config = _config(params, merged, folder)
     names = {meta: hf for hf, meta in llama.meta_names(config["num_hidden_layers"]).items()}
-    tensors = [_unpermuted(tensor, names.get(name, name), config) for name, tensor in merged.items()]
+    tensors = [llama.renamed(tensor, names.get(name, name), config, llama.to_halves) for name, tensor in merged.items()]
     return Source(
         kind=f"Meta, {len(shards)} shard{'s' * (len(shards) > 1)}",
         config=config,
@@ -62,13 +61,7 @@ def _tokenizer_path(folder: Path) -> Path:
 
 
 def _params(path: Path) -> dict[str, Any]:
-    check_not_pointer(path)
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
-    if not isinstance(params, dict):
-        raise RecipeError(f"{path} holds no settings: download it again")
+    params = read_object(path)
     for key, value in params.items():
         if key in WHOLE_NUMBERS and (type(value) is not int or not 0 < value <= WHOLE_NUMBERS[key]):
             raise RecipeError(f"{path}: expected a whole number for {key}, found {printable(repr(value))}")
@@ -129,9 +122,3 @@ def _merged(parts: list[LazyTensor], dim: int, folder: Path) -> LazyTensor:
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
-
-
-def _unpermuted(tensor: LazyTensor, name: str, config: dict[str, Any]) -> LazyTensor:
-    heads = llama.rotary_heads(name, config)
-    read = (lambda: llama.to_halves(tensor.read(), heads)) if heads else tensor.read
-    return LazyTensor(name, tensor.shape, tensor.dtype, read)

@@ -1,5 +1,6 @@
 """What every reader yields: a checkpoint as a LLaMA config and tensors that are read one at a time."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,18 @@ def check_not_pointer(path: Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise RecipeError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises RecipeError where it is missing, or anything else."""
+    check_not_pointer(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path} is not a JSON object: download it again")
+    return value
 
 
 def printable(text: object, limit: int = 120) -> str:

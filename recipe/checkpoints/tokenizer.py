@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.checkpoints.source import check_not_pointer, printable
+from recipe.checkpoints.source import check_not_pointer, printable, read_object
 from recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -287,12 +287,4 @@ def _content(token: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path} is not a JSON object: download it again")
-    return value
+    return read_object(path) if path.is_file() else {}
