@@ -71,7 +71,7 @@ def expected_shapes(config: Mapping[str, Any], where: Path) -> dict[str, tuple[i
 
 
 def rotary_heads(name: str, config: Mapping[str, Any]) -> int:
-    """Heads of a query or key projection, by Hugging Face's name; 0 for every other tensor, which has no rotary layout."""
+    """Heads of a query or key projection (by Hugging Face's name); 0 for others, which have no rotary layout."""
     if name.endswith("q_proj.weight"):
         return config["num_attention_heads"]
     return config["num_key_value_heads"] if name.endswith("k_proj.weight") else 0
