@@ -30,6 +30,13 @@ PRE_TOKENIZERS = ("gpt-2", "default", "llama-bpe", "smollm")  # the first with a
 
 def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
     """The tokenizer for an embedding of that many rows. Raises RecipeError: unknown kind, damaged, or another size."""
+    try:
+        return _from_metadata(fields, rows, where)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise RecipeError(f"{where} holds a damaged tokenizer ({printable(error)}): download it again") from None
+
+
+def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
     tokens = fields.get("tokenizer.ggml.tokens")
     types = fields.get("tokenizer.ggml.token_type", [tokenizer.NORMAL] * len(tokens or []))
     if not isinstance(tokens, list) or not tokens or len(types) != len(tokens):

@@ -173,3 +173,12 @@ def test_a_length_without_end_does_not_hang(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(head + len(key).to_bytes(8, "little") + key + array)
     with pytest.raises(RecipeError, match="truncated or damaged"):
         gguf_reader.open_source(tmp_path / "m.gguf")
+
+
+def test_a_damaged_tokenizer_in_the_metadata_is_refused(folder: Path, tmp_path: Path) -> None:
+    export.to_gguf(folder, tmp_path / "m.gguf")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    types, tokens = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
+    for change in ({types: [257] * 384}, {types: [1]}, {tokens: 3}, {"tokenizer.ggml.model": "bert"}):
+        with pytest.raises(RecipeError, match="tokenizer"):
+            gguf_tokenizer.from_metadata({**fields, **change}, 384, tmp_path)
