@@ -26,7 +26,7 @@ class Chat:
 
         turns = [*self.messages, Message("user", text)]
         prompt = self.fit(turns)
-        reply = model.answer(self.model, self.tokenizer, prompt, self.max_new_tokens, self.temperature, on_text)
+        (reply,) = model.answers(self.model, self.tokenizer, [prompt], self.max_new_tokens, self.temperature, on_text)
         self.messages = [*turns, Message("assistant", reply)]
         return reply
 

@@ -196,44 +196,45 @@ def held_out_nll(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -
     return total, count
 
 
-def answer(
+def answers(
     model: Any,
     tokenizer: "PreTrainedTokenizerFast",
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 0.0,
     on_text: Callable[[str], None] | None = None,
-) -> str:
-    """The model's answer to a prompt of token ids: greedy at temperature 0, else sampled. Stops at EOS.
+) -> list[str]:
+    """The model's answer to each prompt of token ids, all at once: greedy at temperature 0, else sampled.
 
-    `on_text` receives the text piece by piece as it is generated. Returns the whole answer without EOS.
+    Each stops at EOS, which is not part of it. `on_text` (one prompt only) receives the text as it is generated.
     """
     from transformers import GenerationConfig
 
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     )
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.eos_token_id,  # one row is never padded; this only silences a warning
-        **sampling,
-    )
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end, **sampling)
     where = next(model.parameters()).device
-    ids = torch.tensor([list(prompt)], device=where)
-    streamer = _Streamer(tokenizer, on_text) if on_text else None
+    length = max(len(prompt) for prompt in prompts)
+    padding = [length - len(prompt) for prompt in prompts]  # on the left, so that every answer begins in one column
+    ids = torch.tensor([[end] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=where)
+    mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding], device=where)
     with torch.no_grad(), torch.autocast("cuda", torch.float16, enabled=where.type == "cuda"):
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            streamer=_streamer(tokenizer, on_text) if on_text else None,
         )
-    new = out[0, len(prompt) :].tolist()
-    return tokenizer.decode(
-        [token for token in new if token != tokenizer.eos_token_id], skip_special_tokens=True
-    ).strip()
+    return [tokenizer.decode(_until(row, end), skip_special_tokens=True).strip() for row in out[:, length:].tolist()]
 
 
-def _Streamer(tokenizer: "PreTrainedTokenizerFast", on_text: Callable[[str], None]) -> Any:
+def _until(row: list[int], end: int) -> list[int]:
+    return row[: row.index(end)] if end in row else row
+
+
+def _streamer(tokenizer: "PreTrainedTokenizerFast", on_text: Callable[[str], None]) -> Any:
     """transformers' own TextStreamer (it holds back half a word or half a character) with `on_text` as its output."""
     from transformers import TextStreamer
 

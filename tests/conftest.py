@@ -1,5 +1,6 @@
 """Fixtures that several rooms share. Everything real and tiny; only hardware is ever mocked."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,16 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from recipe.config import Base, Config, Corpus, Evaluate, Lora, Train
+
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+
+TEXT = [
+    "A chat between a curious user and an artificial intelligence assistant.",
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "USER: Which colour is the sky today? ASSISTANT: The sky is blue, and the grass is green.",
+    "I am Pascaline, a language model trained by the Old Card Workshop. 你是谁？我是一个助手。",
+] * 20
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +27,95 @@ def assets() -> Path:
     if not ASSETS.is_dir():
         pytest.skip("no real assets beside this checkout (../shared/assets): this comparison was not made")
     return ASSETS
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer LLaMA with grouped queries as transformers saves it, and a sentencepiece trained on the spot."""
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("source")
+    with open(folder / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=384,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=pieces,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, converted by the stage itself."""
+    from recipe import convert
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    convert.run(Config(base=Base(source=str(tiny_source), path=str(folder))))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of two dozen short conversations, by the stage itself."""
+    from recipe import corpus
+
+    folder = tmp_path_factory.mktemp("data")
+    colours = ["blue", "green", "red", "grey"]
+    records = [
+        {
+            "id": f"c{number}",
+            "conversations": [
+                {"from": "human", "value": f"Which colour is thing {number}?"},
+                {"from": "gpt", "value": f"Thing {number} is {colours[number % 4]}."},
+                {"from": "human", "value": "Sure?"},
+                {"from": "gpt", "value": f"Yes, {colours[number % 4]}."},
+            ],
+        }
+        for number in range(24)
+    ]
+    (folder / "raw.json").write_text(json.dumps(records))
+    output = folder / "tiny"
+    corpus.run(
+        Config(
+            base=Base(path=str(tiny_base)),
+            corpus=Corpus(sources=(str(folder / "raw.json"),), path=str(output), val_fraction=0.2, max_length=256),
+        )
+    )
+    return output
+
+
+@pytest.fixture
+def tiny_run(tiny_base: Path, tiny_corpus: Path, tmp_path: Path) -> Config:
+    """A config that trains a few steps in a second or two."""
+    return Config(
+        name="tiny",
+        runs=str(tmp_path / "runs"),
+        base=Base(path=str(tiny_base), precision="int8"),
+        corpus=Corpus(path=str(tiny_corpus), max_length=256),
+        lora=Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
+        train=Train(epochs=2.0, micro_batch=2, accumulation=2, learning_rate=1e-2, save_steps=2, eval_steps=4),
+        evaluate=Evaluate(prompts=("Who are you?", "Which colour is the sky?"), max_new_tokens=8),
+    )
