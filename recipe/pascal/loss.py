@@ -1,0 +1,53 @@
+"""The loss without the logits: a vocabulary's width exists for a few rows at a time and is gone before backward.
+
+Logits of 2,048 tokens over 32,000 pieces are 262 MB in fp32, and autograd would keep them and two more of their size.
+The gradient of a token's loss by its hidden state is (softmax(logits) - one_hot(target)) @ weight, all of which is at
+hand while the logits are. So forward computes it chunk by chunk, and backward only scales it. Needs torch alone.
+"""
+
+from typing import Any
+
+import torch
+
+CHUNK = 128  # rows: 16 MB of fp32 logits over 32,000 pieces, and still a matmul that fills the card
+
+
+class _ChunkedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int) -> Any:
+        wide = torch.promote_types(weight.dtype, torch.float32)  # softmax in fp16 would lose the small probabilities
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        # unscaled fp16 gradients of confident tokens would be subnormal, and Trainer's loss scale only comes later
+        grad = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            target = targets[rows, None]
+            logits = (hidden[rows].to(weight.dtype) @ weight.t()).to(wide)
+            log_normaliser = logits.logsumexp(dim=1, keepdim=True)
+            total += (log_normaliser - logits.gather(1, target)).sum()
+            if grad is not None:
+                slope = logits.sub_(log_normaliser).exp_()
+                slope.scatter_add_(1, target, slope.new_full((), -1.0).expand_as(target))
+                grad[rows] = slope.to(weight.dtype) @ weight
+        ctx.dtype = hidden.dtype
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
+        (by_hidden,) = ctx.saved_tensors
+        return (None if by_hidden is None else (by_hidden * grads[0]).to(ctx.dtype)), None, None, None
+
+
+def chunked_nll(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+    """Summed negative log-likelihood in nats (a scalar, fp32) of `targets` under logits hidden @ weight.T.
+
+    hidden [n, d] of any float dtype: only the positions that predict a trained token; weight [v, d], frozen, whose
+    dtype the matmuls have (fp16 on a card, fp32 on a CPU); targets [n] int64 in 0..v-1. Above its inputs it holds one
+    fp32 gradient [n, d] and `chunk` rows of logits. Raises ValueError where the weight wants a gradient: it gets none.
+    """
+    if weight.requires_grad:
+        raise ValueError(
+            "lm_head's weight requires a gradient, expected a frozen one: chunked_nll computes none for it"
+        )
+    return _ChunkedNll.apply(hidden, weight, targets, chunk)
