@@ -29,7 +29,7 @@ help: ## this list
 setup: $(READY) ## build .venv from the hash-locked requirements (once, and again when a lock changes)
 
 .venv/.ready: docker/requirements.lock docker/requirements-dev.lock
-	@found=$$($(PYTHON) --version 2>&1) && case "$$found" in "Python 3.11."*) ;; *) false ;; esac || { \
+	@found=$$($(PYTHON) --version 2>/dev/null); case "$$found" in "Python 3.11."*) ;; *) false ;; esac || { \
 	  echo "error: found $${found:-nothing called $(PYTHON)}, need Python 3.11: torch 2.0.1, the newest torch with CUDA 11 code" \
 	  "for the P100, has no wheel for a newer one; install 3.11 and run make PYTHON=/path/to/python3.11" >&2; exit 3; }
 	@echo "installing the locked packages into .venv: 2.4 GB to download, 5.4 GB on disk, a few minutes, once"

@@ -53,6 +53,7 @@ def from_run(args: Any) -> Chat:
 
     config, folder = console.load_run(args)
     base = Path(config.base.path)
+    provenance.check_inputs(folder, {"base": base})
     tokenizer = model.load_tokenizer(base)
     tuned = model.load_adapter(model.load(base, config.base.precision, model.device()), folder / "adapter")
     return Chat(tuned, tokenizer, config.corpus.template, args.max_new_tokens, args.temperature)

@@ -30,7 +30,7 @@ class Base:
     path: str = opt("", "converted weights: `convert` writes them here, every later stage reads them", hashed=False)
     dtype: str = opt("fp16", "how converted weights are stored", choices=("fp16", "fp32"))
     precision: str = opt(
-        "int8", "how the frozen base is held in memory while training", choices=("int8", "fp16", "fp32")
+        "int8", "how the frozen base is held in memory while training", choices=("int8", "nf4", "fp16", "fp32")
     )
 
 
@@ -71,6 +71,7 @@ class Train:
     accumulation: int = opt(32, "forward passes per optimizer step")
     learning_rate: float = opt(3e-4, "peak learning rate")
     warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
+    optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
     recompute: bool = opt(True, "recompute activations in the backward pass: less memory, a third more time")

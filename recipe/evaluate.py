@@ -59,8 +59,10 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
 def proof_of(config: Config, folder: Path) -> dict[str, Any]:
     """What the numbers follow from: the run's outputs, base and corpus by hash, what was asked, and with which code."""
+    base, corpus = Path(config.base.path), Path(config.corpus.path)
     provenance.check_intact(folder)
-    inputs = {"run": folder, "base": Path(config.base.path), "corpus": Path(config.corpus.path)}
+    provenance.check_inputs(folder, {"base": base, "corpus": corpus})
+    inputs = {"run": folder, "base": base, "corpus": corpus}
     return {
         "stage": STAGE,
         "config": configs.hashed(config.evaluate),

@@ -89,16 +89,24 @@ def from_hub(repository: str, settings: dict[str, str], output: Path) -> dict[st
     """Weights and tokenizer of a hub repository at one commit; an interrupted download goes on where it was."""
     from huggingface_hub import HfApi, snapshot_download
 
-    files = HfApi().list_repo_files(repository, revision=settings["revision"])
-    twice = ["*.bin", "*.pth"] if any(file.endswith(".safetensors") for file in files) else []
+    from huggingface_hub.errors import HfHubHTTPError
+    from requests import RequestException
+
     partial = output.with_name(f".{output.name}.download")
-    snapshot_download(
-        repository,
-        revision=settings["revision"],
-        local_dir=partial,
-        allow_patterns=WANTED,
-        ignore_patterns=twice,  # the same weights once more, as pickles
-    )
+    try:
+        files = HfApi().list_repo_files(repository, revision=settings["revision"])
+        twice = ["*.bin", "*.pth"] if any(file.endswith(".safetensors") for file in files) else []
+        snapshot_download(
+            repository,
+            revision=settings["revision"],
+            local_dir=partial,
+            allow_patterns=WANTED,
+            ignore_patterns=twice,  # the same weights once more, as pickles
+        )
+    except (HfHubHTTPError, RequestException) as error:
+        raise RecipeError(
+            f"the download of {repository} stopped ({type(error).__name__}); the same command goes on where it was"
+        ) from None
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub library's notes on the download
     with provenance.atomic_folder(output) as final:
         final.rmdir()

@@ -49,6 +49,7 @@ def merge_hf(config: Config, folder: Path) -> dict[str, Any]:
     base, adapter, output = Path(config.base.path), folder / "adapter", folder / "merged"
     for artefact in (base, folder):
         provenance.check_intact(artefact)
+    provenance.check_inputs(folder, {"base": base})
     inputs = provenance.hash_inputs({"base": base, "run": folder})
     settings = {"to": "hf", "template": config.corpus.template}
     if manifest := provenance.done(output, STAGE, settings, inputs):

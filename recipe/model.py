@@ -136,11 +136,12 @@ def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
     return PeftModel.from_pretrained(model, str(path)).eval()
 
 
-def check_adapter(path: Path) -> dict[str, torch.Tensor]:
+def check_adapter(path: Path, trained: bool = True) -> dict[str, torch.Tensor]:
     """The adapter's tensors, once it is sure that it was really trained and really saved.
 
     Raises RecipeError: no file, an A without its B, a value that is not finite, or every B zero, as in the empty
-    adapters that old recipes leave after days (a B of zeros is a LoRA that does nothing).
+    adapters that old recipes leave after days (a B of zeros is a LoRA that does nothing; with `trained=False` it may,
+    since warm-up begins with a step of learning rate 0).
     """
     from safetensors.torch import load_file
 
@@ -157,7 +158,7 @@ def check_adapter(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise RecipeError(f"{file}: {name} holds inf or NaN; lower train.learning_rate and train again")
-    if all(tensor.eq(0).all() for name, tensor in tensors.items() if ".lora_B." in name):
+    if trained and all(tensor.eq(0).all() for name, tensor in tensors.items() if ".lora_B." in name):
         raise RecipeError(f"{file}: every B is zero, so this adapter changes nothing; it was not trained")
     return tensors
 

@@ -11,23 +11,18 @@ import hashlib
 import os
 import re
 import sys
-import sysconfig
-import tomllib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
 
 from recipe import console
-from recipe.errors import UsageError
+from recipe.locks import DOCKER, Pins, find_site, read_lock, read_pins, same_version
 from recipe.pascal import fatbin
 
-DOCKER = Path(__file__).parent.parent / "docker"
 INSTALLERS = {"pip", "setuptools", "wheel"}  # what `python -m venv` brings
 UNOWNED = "(no package)"  # files in site-packages that no RECORD lists
 # Left by the installer or the interpreter, so never the wheel's.
@@ -35,19 +30,6 @@ NOT_THE_WHEELS = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "_virtu
 SHARED_LIBRARY = re.compile(r"\.so(\.\d+)*$")
 # bitsandbytes ships one library per CUDA version and loads the one of torch's; below sm_75 the one without cuBLASLt.
 PER_CUDA = re.compile(r"libbitsandbytes_cuda(\d+)(_nocublaslt)?\.so$")
-
-
-@dataclass(frozen=True)
-class Pins:
-    """What docker/pins.toml demands of an environment."""
-
-    required_sm: int
-    cuda: str
-
-    @property
-    def bitsandbytes(self) -> str:
-        """The library that bitsandbytes loads on this card."""
-        return f"libbitsandbytes_cuda{self.cuda.replace('.', '')}_nocublaslt.so"
 
 
 @dataclass(frozen=True)
@@ -115,58 +97,6 @@ def audit(site: Path, pins: Pins, lock: dict[str, str], dev: dict[str, str]) -> 
     return sorted(packages, key=lambda package: package.name)
 
 
-def read_pins(path: Path) -> Pins:
-    """Raises UsageError where the file is absent, not TOML or lacks a key."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Pins(required_sm=int(table["cuda"]["required_sm"]), cuda=str(table["cuda"]["version"]))
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} does not say cuda.version and cuda.required_sm ({error!r}); restore it") from None
-
-
-def read_lock(path: Path) -> dict[str, str]:
-    """Normalised package name -> version, for this Python and machine.
-
-    Raises UsageError: no such file, a line that is not name==version, a package without a hash.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the lock {path} ({error}); `make lock` writes it") from None
-    versions: dict[str, str] = {}
-    for line in re.sub(r"\\\s*\n", " ", re.sub(r"(?m)(^|\s)#.*$", "", text)).splitlines():
-        if not line.strip():
-            continue
-        pinned, *hashes = re.split(r"\s+--hash=", line.strip())
-        try:
-            requirement = Requirement(pinned)
-        except InvalidRequirement:
-            raise UsageError(f"{path}: {pinned!r} is not name==version; `make lock` writes the lock anew") from None
-        specifiers = list(requirement.specifier)
-        if len(specifiers) != 1 or specifiers[0].operator != "==":
-            raise UsageError(f"{path}: {pinned} is not pinned by ==; `make lock` writes the lock anew")
-        if not hashes:
-            raise UsageError(f"{path}: {pinned} has no --hash, so anything could be installed for it; run `make lock`")
-        if requirement.marker is None or requirement.marker.evaluate():
-            versions[canonicalize_name(requirement.name)] = specifiers[0].version
-    return versions
-
-
-def find_site(prefix: Path | None) -> Path:
-    """The site-packages folder of the running environment, of a virtual environment, or `prefix` itself if it is one.
-
-    Raises UsageError where there is none, or more than one.
-    """
-    if prefix is None:
-        return Path(sysconfig.get_path("purelib"))
-    if any(prefix.glob("*.dist-info")):
-        return prefix
-    found = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]
-    if len(found) != 1:
-        raise UsageError(f"{prefix} holds {len(found)} site-packages folders, expected one: name the folder itself")
-    return found[0]
-
-
 def _package(folder: Path, lock: dict[str, str], dev: dict[str, str]) -> Package:
     """What is installed, held against the locks."""
     stem, version, *_ = [*folder.stem.split("-"), ""]  # name-version.dist-info: METADATA itself may be damaged
@@ -176,16 +106,9 @@ def _package(folder: Path, lock: dict[str, str], dev: dict[str, str]) -> Package
         package.role = "dev" if name in dev else "installer" if name in INSTALLERS else ""
     if not package.locked and not package.role:
         package.problems.append(("extra", f"{package.installed} is installed and not in the lock"))
-    elif package.locked and not _same_version(package.locked, package.installed):
+    elif package.locked and not same_version(package.locked, package.installed):
         package.problems.append(("wrong version", f"{package.locked} is locked, {package.installed} is installed"))
     return package
-
-
-def _same_version(one: str, two: str) -> bool:
-    try:
-        return Version(one) == Version(two)
-    except InvalidVersion:
-        return one == two
 
 
 def _recorded(site: Path, folder: Path, package: Package) -> Iterator[File]:

@@ -192,6 +192,17 @@ def check_intact(folder: Path) -> dict[str, Any]:
     return read_manifest(folder)
 
 
+def check_inputs(folder: Path, paths: Mapping[str, Path]) -> None:
+    """Raises RecipeError where something that `folder` was made from is no longer what it was."""
+    made_from = read_manifest(folder)["inputs"]
+    for name, found in hash_inputs(paths).items():
+        if found != made_from.get(name):
+            raise RecipeError(
+                f"{paths[name]} is not the {name} that {folder} was made from (its hash differs); "
+                "put that one back, or make the run again"
+            )
+
+
 def done(folder: Path, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any] | None:
     """The manifest, if `folder` was made by this stage from these inputs with this config and is intact; else None."""
     if not (Path(folder) / MANIFEST).is_file():

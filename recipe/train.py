@@ -56,12 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     held_out = loop.evaluate()["eval_loss"]
     save_adapter(tuned, folder / "adapter")
     return provenance.write_manifest(
-        folder,
-        STAGE,
-        settings,
-        inputs,
-        results_of(loop, rows, held_out),
-        only=("adapter", "config.toml"),
+        folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",)
     )
 
 
@@ -145,12 +140,14 @@ def preview(config: Config) -> dict[str, Any]:
     inputs, settings = inputs_of(config), settings_of(config)
     with open(Path(config.corpus.path) / "train.jsonl", encoding="utf-8") as lines:
         samples = sum(1 for _ in lines)
-    per_step = config.train.micro_batch * config.train.accumulation
+    from recipe.trainer import plan_micro_batches
+
+    steps = len(plan_micro_batches(samples, config.train)) // config.train.accumulation
     return {
         "run": str(folder_of(config, settings, inputs)),
         "samples": samples,
-        "samples_per_step": per_step,
-        "steps": round(-(-samples // per_step) * config.train.epochs),
+        "samples_per_step": config.train.micro_batch * config.train.accumulation,
+        "steps": steps,
         "inputs": inputs,
     }
 

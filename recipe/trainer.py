@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from recipe import console, provenance
@@ -23,12 +24,22 @@ from recipe.model import check_adapter, held_out_nll, trained_nll
 class LoraTrainer(Trainer):
     """Trainer with the loss normalised over the trained tokens of the whole optimizer step."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, micro_batches: list[list[int]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.micro_batches = micro_batches
         self.model_accepts_loss_kwargs = (
             True  # compute_loss divides by the step's tokens, Trainer must not divide again
         )
         self.tokens = 0  # useful tokens (no padding) fed since this process began
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The whole run as one pass over its micro-batches, so that resuming is skipping and nothing else.
+
+        Trainer's own epochs are not used: where an epoch's micro-batches are no multiple of the accumulation, it
+        counts fewer steps than it makes (transformers 4.49), ends early, and resumes at another sample.
+        """
+        loader = DataLoader(self.train_dataset, batch_sampler=self.micro_batches, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
@@ -55,13 +66,28 @@ class LoraTrainer(Trainer):
         return metrics
 
 
+def plan_micro_batches(samples: int, train: Train) -> list[list[int]]:
+    """The rows of every micro-batch of the run, in order: each epoch a new permutation, one after the other.
+
+    Every optimizer step has exactly `accumulation` micro-batches of `micro_batch` rows; the last one is filled from
+    the order of the epoch that would come next, so no sample is ever left out.
+    """
+    generator = torch.Generator().manual_seed(train.seed)
+    steps = max(1, math.ceil(round(samples * train.epochs / (train.micro_batch * train.accumulation), 6)))
+    order: list[int] = []
+    while len(order) < steps * train.accumulation * train.micro_batch:
+        order += torch.randperm(samples, generator=generator).tolist()
+    starts = range(0, steps * train.accumulation * train.micro_batch, train.micro_batch)
+    return [order[start : start + train.micro_batch] for start in starts]
+
+
 def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
     """Our fields in the Trainer's words."""
     return TrainingArguments(
         output_dir=str(folder),
         seed=train.seed,
         data_seed=train.seed,
-        num_train_epochs=train.epochs,
+        num_train_epochs=1,  # the micro-batches of all epochs are one pass
         per_device_train_batch_size=train.micro_batch,
         per_device_eval_batch_size=train.micro_batch,
         gradient_accumulation_steps=train.accumulation,
@@ -93,13 +119,14 @@ def make(model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_ca
         model=model,
         args=arguments(train, folder / "checkpoints", on_card),
         data_collator=collate,
+        micro_batches=plan_micro_batches(len(rows), train),
         train_dataset=rows,
         eval_dataset=val_rows,
     )
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(trainer, folder / "metrics.jsonl"))
+    trainer.add_callback(Progress(trainer, folder / "metrics.jsonl", train.epochs))
     trainer.add_callback(SealCheckpoint())
     return trainer
 
@@ -107,8 +134,8 @@ def make(model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_ca
 class Progress(TrainerCallback):
     """A bar with loss, tokens/s and time left; one line of metrics.jsonl per optimizer step."""
 
-    def __init__(self, trainer: LoraTrainer, metrics: Path) -> None:
-        self.trainer, self.metrics = trainer, metrics
+    def __init__(self, trainer: LoraTrainer, metrics: Path, epochs: float) -> None:
+        self.trainer, self.metrics, self.epochs = trainer, metrics, epochs
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         keep_until(self.metrics, state.global_step)
@@ -119,7 +146,8 @@ class Progress(TrainerCallback):
         if "loss" not in logs and "eval_loss" not in logs:
             return  # Trainer's closing summary
         speed = self.trainer.tokens / max(time.monotonic() - self.start, 1e-9)
-        row = {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)}
+        epoch = round(self.epochs * state.global_step / state.max_steps, 4)
+        row = {**logs, "step": state.global_step, "epoch": epoch, "tokens_per_second": round(speed, 1)}
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         if "loss" in logs:
@@ -153,7 +181,7 @@ class SealCheckpoint(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        check_adapter(folder)
+        check_adapter(folder, trained=False)
         provenance.write_manifest(folder, "checkpoint", {}, {}, {"step": state.global_step})
 
 

@@ -52,7 +52,7 @@ def test_an_unknown_section_lists_what_is_known():
         ("train.seed", True, "expected int"),
         ("train.recompute", 1, "expected bool"),
         ("lora.target_modules", "q_proj", "expected a list of strings"),
-        ("base.precision", "int4", "expected one of int8, fp16, fp32"),
+        ("base.precision", "int4", "expected one of int8, nf4, fp16, fp32"),
         ("train", 3, "is a section"),
     ],
 )

@@ -1,8 +1,10 @@
 """What became of every conversation and turn: kept, or dropped for one reason from a fixed list."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 
 class Drop(StrEnum):
@@ -16,7 +18,14 @@ class Drop(StrEnum):
     EMPTY = "a conversation without turns"
     NO_PAIR = "no question with an answer is left"
     DUPLICATE = "the same text as an earlier conversation"
+    NEAR_DUPLICATE = "nearly the same text as an earlier conversation"
     ALL_OVER_LONG = "every question with its answer is over the token limit"
+    WRONG_ORDER = "roles out of turn"
+    BLOCKED_WORD = "a blocked word"
+    LANGUAGE = "a language that is not wanted"
+    REPEATED_DIGITS = "one digit repeated over and over"
+    CONTAMINATED = "holds an evaluation prompt"
+    SAMPLED_OUT = "not in the sample taken of its source"
     # a turn
     ODD_ROLE = "a role other than system, user, assistant"
     BLANK = "a blank turn, or one without text"
@@ -29,6 +38,19 @@ class Drop(StrEnum):
     REPEATED = "the same text and role as the turn before it"
     OVER_LONG_PAIR = "a question with its answer over the token limit"
     IN_DUPLICATE = "in a duplicate conversation"
+    IN_DROPPED = "in a conversation dropped as a whole"
+    LATER_ROUND = "after the rounds that are kept"
+    PASSED_OVER = "an answer or branch that another was preferred to"
+
+
+class Change(StrEnum):
+    """What was done to a turn that was kept. The value is what a report shows."""
+
+    MARKUP = "HTML became Markdown"
+    REMNANT = "remnants of the web page taken off"
+    REPLACED = "a replacement rule applied"
+    SCRIPT = "Chinese script converted"
+    TRUNCATED = "an answer over the token limit cut at a line or sentence"
 
 
 @dataclass
@@ -41,6 +63,8 @@ class Account:
     kept_turns: int = 0
     dropped_conversations: Counter[Drop] = field(default_factory=Counter)
     dropped_turns: Counter[Drop] = field(default_factory=Counter)
+    changed_turns: Counter[Change] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)  # of the conversations kept
 
     def came(self, turns: int) -> None:
         """A conversation, or a record that is none, with so many turns."""
@@ -51,6 +75,23 @@ class Account:
         """The conversation just counted is in the corpus, with so many of its turns."""
         self.kept_conversations += 1
         self.kept_turns += turns
+
+    def dropped(self, reason: Drop, turns: int, turns_reason: Drop = Drop.IN_DROPPED) -> None:
+        """The conversation just counted is not in the corpus, nor are those of its turns that had no reason yet."""
+        self.dropped_conversations[reason] += 1
+        self.dropped_turns[turns_reason] += turns
+
+    def take_back(self, reason: Drop, turns_reason: Drop, turns: int, language: str) -> None:
+        """A conversation counted as kept is dropped after all."""
+        self.kept_conversations -= 1
+        self.kept_turns -= turns
+        self.languages[language] -= 1
+        self.dropped(reason, turns, turns_reason)
+
+    def add(self, other: "Account") -> None:
+        """What another part of the same source came to."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def balanced(self) -> bool:
         """Kept and dropped add up to what came, for conversations and for turns."""
@@ -67,9 +108,30 @@ class Account:
                 "kept": self.kept_conversations,
                 "dropped": _by_name(self.dropped_conversations),
             },
-            "turns": {"read": self.turns, "kept": self.kept_turns, "dropped": _by_name(self.dropped_turns)},
+            "turns": {
+                "read": self.turns,
+                "kept": self.kept_turns,
+                "dropped": _by_name(self.dropped_turns),
+                "changed": _by_name(self.changed_turns),
+            },
+            "languages": {name: count for name, count in self.languages.most_common() if name and count},
         }
 
 
-def _by_name(counts: Counter[Drop]) -> dict[str, int]:
-    return {reason.name.lower(): count for reason, count in sorted(counts.items()) if count}
+def account(values: Mapping[str, Any]) -> Account:
+    """What `Account.as_dict` made plain."""
+    conversations, turns = values["conversations"], values["turns"]
+    return Account(
+        conversations["read"],
+        turns["read"],
+        conversations["kept"],
+        turns["kept"],
+        Counter({Drop[name.upper()]: count for name, count in conversations["dropped"].items()}),
+        Counter({Drop[name.upper()]: count for name, count in turns["dropped"].items()}),
+        Counter({Change[name.upper()]: count for name, count in turns["changed"].items()}),
+        Counter(values["languages"]),
+    )
+
+
+def _by_name(counts: Mapping[Any, int]) -> dict[str, int]:
+    return {reason.name.lower(): count for reason, count in sorted(counts.items()) if count > 0}

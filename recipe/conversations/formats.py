@@ -1,133 +1,111 @@
-"""Raw files to conversations: which layouts are known, and how each is read."""
+"""Raw files to conversations: which layout a record has is told by looking at it, or named by whoever knows."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.conversations import jsonstream, tables
 from recipe.conversations.accounting import Drop
-from recipe.conversations.jsonstream import Rejected, records
-from recipe.errors import RecipeError
+from recipe.conversations.jsonstream import Record, Rejected
+from recipe.conversations.layouts import LAYOUTS, Layout
+from recipe.conversations.messages import Conversation, Message
+from recipe.conversations.transcripts import TRANSCRIPTS
+from recipe.conversations.trees import TREES
+from recipe.errors import RecipeError, UsageError
 
-# Names that public sets use for the two sides. Any other role is passed on as it is, for `cleaning` to drop and count.
-ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
-}
+__all__ = ["FORMATS", "Conversation", "Message", "check", "conversations", "named", "raw_records", "read"]
+
+# In this order: a transcript inside Alpaca's fields must not pass for a single question.
+FORMATS: dict[str, Layout] = {**TRANSCRIPTS, **TREES, **LAYOUTS}
+ID_KEYS = ("id", "conversation_id", "message_tree_id", "prompt_id", "new dialog id")
 GIVE_UP_AFTER = 100  # records in no known format at a file's start
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. In a prepared conversation `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What one record of a source holds."""
-
-    id: str
-    messages: tuple[Message, ...]
-    source: str  # the file's name
-
-
-@dataclass(frozen=True)
-class Format:
-    """A layout of records: how it looks, how it is told from others, and how it is read."""
-
-    shape: str
-    matches: Callable[[dict[str, Any]], bool]
-    messages: Callable[[dict[str, Any]], Iterator[Message]]
-
-
-def _sharegpt(record: dict[str, Any]) -> Iterator[Message]:
-    for turn in record["conversations"]:
-        yield _message(turn, "from", "value")
-
-
-def _openai(record: dict[str, Any]) -> Iterator[Message]:
-    for turn in record["messages"]:
-        yield _message(turn, "role", "content")
-
-
-FORMATS = {
-    "ShareGPT": Format(
-        '{"conversations": [{"from": "human", "value": "..."}, ...]}',
-        lambda record: _is_list_of(record.get("conversations"), "from"),
-        _sharegpt,
-    ),
-    "OpenAI messages": Format(
-        '{"messages": [{"role": "user", "content": "..."}, ...]}',
-        lambda record: _is_list_of(record.get("messages"), "role"),
-        _openai,
-    ),
-}
 
 
 def read(path: Path, at: Callable[[int], object] = lambda offset: None) -> Iterator[Conversation | Rejected]:
     """The file's conversations in order, as they are; what is no conversation comes as a `Rejected`.
 
-    Each record is read by the format it looks like; `at` is told the byte offset of each. Raises RecipeError: no such
-    file, no JSON, or nothing in a known format.
+    `at` is told the byte offset of each record. Raises RecipeError: no such file, no JSON, or nothing in a known format.
     """
-    known = strange = 0
-    first_strange = ""
-    for number, record in enumerate(records(path)):
+    check(path)
+    for number, record in enumerate(raw_records(path, path.name)):
         at(record.offset)
-        if isinstance(record, Rejected):
-            yield record
-            first_strange = first_strange or f"{record.reason} at byte {record.offset:,}"
+        yield from conversations(record, number, path.name)
+
+
+def raw_records(path: Path, source: str) -> Iterator[Record | Rejected]:
+    """Every record of a JSON file, a Parquet file or a folder that `datasets` saved; one at a time."""
+    return tables.records(path) if tables.is_table(path) else jsonstream.records(path, source)
+
+
+def conversations(
+    record: Record | Rejected, number: int, source: str, layout: Layout | None = None
+) -> Iterator[Conversation | Rejected]:
+    """What the file's record with this number holds, by its own look or by the given layout; see `read`."""
+    if isinstance(record, Rejected):
+        yield record
+        return
+    stem = source.partition(".")[0]
+    found = False
+    for name, value in _keyed(record.value, layout) or [(None, record.value)]:
+        if (fitting := _fitting(value, layout)) is None:
+            yield Rejected(
+                source, record.offset, Drop.UNKNOWN_FORMAT, _look(value), jsonstream.excerpt(value), record.size
+            )
             continue
-        format = next((item for item in FORMATS.values() if _is_a(item, record.value)), None)
-        if format is not None:
-            known += 1
-            yield Conversation(_id(record.value, path, number), tuple(format.messages(record.value)), path.name)
-            continue
-        strange += 1
-        first_strange = first_strange or _look(record.value)
-        if not known and strange == GIVE_UP_AFTER:
+        dialogues = list(fitting.dialogues(value))
+        base = _id(value) or name or f"{stem}-{number}"
+        for index, dialogue in enumerate(dialogues):
+            name_ = base if len(dialogues) == 1 else f"{base}/{index}"
+            yield Conversation(name_, tuple(dialogue.messages), source, dialogue.passed_over)
+        found = True
+        if not dialogues:
+            yield Conversation(base, (), source)
+    if not found:
+        return
+
+
+def check(path: Path, layout: Layout | None = None) -> None:
+    """Raises RecipeError where none of the file's first records is in a known format (or in the given one)."""
+    first_strange = ""
+    for number, record in enumerate(raw_records(path, path.name)):
+        if number == GIVE_UP_AFTER:
             break
-        yield Rejected(path.name, record.offset, Drop.UNKNOWN_FORMAT, _look(record.value))
-    if not known:
-        shapes = "; ".join(f"{name} {format.shape}" for name, format in FORMATS.items())
-        raise RecipeError(f"{path} is in no known format: found {first_strange or 'no record'}; known are {shapes}")
+        if isinstance(record, Rejected):
+            first_strange = first_strange or f"{record.reason} at byte {record.offset:,}"
+        elif _fitting(record.value, layout) or _keyed(record.value, layout):
+            return
+        else:
+            first_strange = first_strange or _look(record.value)
+    known = FORMATS if layout is None else {name: item for name, item in FORMATS.items() if item is layout}
+    shapes = "; ".join(f"{name} {item.shape}" for name, item in known.items())
+    raise RecipeError(f"{path} is in no known format: found {first_strange or 'no record'}; known are {shapes}")
 
 
-def _is_a(format: Format, record: Any) -> bool:
-    return isinstance(record, dict) and format.matches(record)
+def named(name: str) -> Layout:
+    """The layout of that name. Raises UsageError naming the known ones."""
+    if name not in FORMATS:
+        raise UsageError(f"there is no format {name!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
-def _is_list_of(value: Any, key: str) -> bool:
-    """A list of turns; an empty one too, since real dumps hold conversations without turns."""
-    return isinstance(value, list) and (not value or any(isinstance(turn, dict) and key in turn for turn in value))
+def _fitting(value: Any, layout: Layout | None) -> Layout | None:
+    if not isinstance(value, dict):
+        return None
+    return next((item for item in ([layout] if layout else FORMATS.values()) if item.matches(value)), None)
 
 
-def _message(turn: Any, role: str, content: str) -> Message:
-    """A turn of the wrong shape becomes a blank one, which `cleaning` drops and counts."""
-    if not isinstance(turn, dict):
-        return Message("", "")
-    name = turn.get(role)
-    name = name.strip().lower() if isinstance(name, str) else ""
-    return Message(ROLES.get(name, name), _text(turn.get(content)))
+def _keyed(value: Any, layout: Layout | None) -> list[tuple[str, Any]]:
+    """The records of a file that is one object from names to records, as CrossWOZ's and DialogStudio's; else none."""
+    if not isinstance(value, dict) or _fitting(value, layout):
+        return []
+    return list(value.items()) if any(_fitting(inner, layout) for inner in value.values()) else []
 
 
-def _text(content: Any) -> str:
-    """A string as it is; of OpenAI's typed parts the text ones. Anything else is no text."""
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
-
-
-def _id(record: dict[str, Any], path: Path, number: int) -> str:
-    for key in ("id", "conversation_id"):
+def _id(record: dict[str, Any]) -> str:
+    for key in ID_KEYS:
         if isinstance(record.get(key), (str, int)):
             return str(record[key])
-    return f"{path.stem}-{number}"
+    return ""
 
 
 def _look(record: Any) -> str:

@@ -17,7 +17,11 @@ from recipe.errors import RecipeError
 CHUNK = 1 << 20  # characters per read
 _GAP = re.compile(r"[\s,\ufeff]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python marks an undecodable byte
-_NEXT_OBJECT = re.compile(r"\n(?=\{)")
+_NEXT_LINE = re.compile(r"(?<=\n)\{")
+_RECORD_START = re.compile(r'\{\s*"')
+_FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,100}")\s*:')
+EXCERPT = 1000  # characters
+_BORDER = 256  # characters: no start of a record is longer
 _NEAR_END = 16  # an error this close to the end of what was read may be a token cut in two
 
 
@@ -29,20 +33,29 @@ class Rejected:
     offset: int  # bytes from the file's start
     reason: Drop
     detail: str
+    text: str = ""  # how it begins
+    size: int = 0  # bytes
 
 
 @dataclass(frozen=True)
 class Record:
-    """A whole JSON value and where it starts, in bytes."""
+    """A whole JSON value, where it starts and how long it is, in bytes; of a table's row, its number."""
 
     offset: int
     value: Any
+    size: int = 0
 
 
-def records(path: Path) -> Iterator[Record | Rejected]:
+def excerpt(value: Any) -> str:
+    """How a record begins, for a person who looks for it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text[:EXCERPT].encode("utf-8", "replace").decode()
+
+
+def records(path: Path, source: str = "") -> Iterator[Record | Rejected]:
     """Every whole JSON value in the file's array, or every top-level value where it does not start with `[`.
 
-    Raises RecipeError: no such file, or one that does not start like JSON.
+    `source` is the name that a `Rejected` bears, the file's own if there is none. Raises RecipeError: no such file, or one that does not start like JSON.
     """
     try:
         # A byte that is not UTF-8 must cost its record only, so it is carried along and looked for afterwards.
@@ -60,10 +73,11 @@ def records(path: Path) -> Iterator[Record | Rejected]:
             )
         in_array = text.peek() == "["
         text.at += in_array
-        yield from _values(text, path.name, in_array)
+        yield from _values(text, source or path.name, in_array)
 
 
 def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | Rejected]:
+    opening = _RECORD_START  # how the array's records begin
     while True:
         text.skip_gap()
         if in_array and not text.ended() and text.peek() == "]":
@@ -77,20 +91,25 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
                 yield Rejected(source, text.offset(), Drop.CUT_OFF, "the array is not closed; 0 bytes were lost")
             return
         start = text.offset()
+        if opening is _RECORD_START:
+            opening = text.opening()
         try:
             value, bad_byte = text.decode()
         except EOFError:
-            yield Rejected(source, start, Drop.CUT_OFF, f"{text.lost()} of an unfinished record were lost")
+            detail = f"{text.lost()} of an unfinished record were lost"
+            yield Rejected(source, start, Drop.CUT_OFF, detail, text.excerpt(), text.left())
             return
         except ValueError as error:
-            if in_array:  # where the next record starts is anyone's guess
-                yield Rejected(source, start, Drop.NOT_JSON, f"{error}; {text.lost()} from here on were lost")
+            begins, left = text.excerpt(), text.left()
+            text.skip_to_next(opening if in_array else _NEXT_LINE)
+            lost = left - text.left()
+            yield Rejected(source, start, Drop.NOT_JSON, f"{error}; {lost:,} bytes were lost", begins, lost)
+            if text.ended():
                 return
-            yield Rejected(source, start, Drop.NOT_JSON, str(error))
-            text.skip_to_next_object()
         else:
-            bad = Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8")
-            yield bad if bad_byte else Record(start, value)
+            size = text.offset() - start
+            bad = Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8", excerpt(value), size)
+            yield bad if bad_byte else Record(start, value, size)
 
 
 class _Window:
@@ -131,12 +150,20 @@ class _Window:
                 return
             self._read()
 
-    def skip_to_next_object(self) -> None:
-        """Behind the next line break that an object follows: where JSON lines go on after a broken one."""
-        while (found := _NEXT_OBJECT.search(self.text, self.at)) is None and not self.complete:
-            self.at = max(self.at, len(self.text) - 1)
+    def skip_to_next(self, opening: re.Pattern[str]) -> None:
+        """To the next place after this one that looks like the start of a record, or to the file's end."""
+        self.at += 1
+        while (found := opening.search(self.text, self.at)) is None and not self.complete:
+            self.at = max(self.at, len(self.text) - _BORDER)
             self._read()
-        self.at = found.end() if found else len(self.text)
+        self.at = found.start() if found else len(self.text)
+
+    def opening(self) -> re.Pattern[str]:
+        """How records begin, from the one at this place: with its first key, which a turn inside it does not have."""
+        while len(self.text) - self.at < _BORDER and not self.complete:
+            self._read()
+        found = _FIRST_KEY.match(self.text, self.at)
+        return re.compile(r"\{\s*" + re.escape(found[1]) + r"\s*:") if found else _RECORD_START
 
     def ended(self) -> bool:
         return self.complete and self.at >= len(self.text)
@@ -154,8 +181,15 @@ class _Window:
         self._counted = self.at
         return self._bytes
 
+    def left(self) -> int:
+        """Bytes from this place to the file's end."""
+        return self.size - self.offset()
+
     def lost(self) -> str:
-        return f"{self.size - self.offset():,} bytes"
+        return f"{self.left():,} bytes"
+
+    def excerpt(self) -> str:
+        return excerpt(self.rest(EXCERPT))
 
     def _read(self) -> None:
         self.offset()

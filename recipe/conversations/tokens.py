@@ -24,7 +24,7 @@ IGNORED = -100  # torch's cross entropy skips this label
 
 
 @dataclass(frozen=True)
-class _Encoders:
+class Encoders:
     """Private copies of a tokenizer that know no special tokens in text."""
 
     leading: Any  # for a span that starts a segment: with the dummy prefix, if the tokenizer has one
@@ -45,16 +45,16 @@ def encode(tokenizer: Any, pieces: Sequence[Piece]) -> tuple[list[int], list[int
     `tokenizer`: a transformers PreTrainedTokenizerFast over a BPE model; it is not changed. Raises RecipeError for
     another kind of tokenizer, or one without an EOS token.
     """
-    encoders = _encoders(tokenizer)
+    found = encoders(tokenizer)
     input_ids: list[int] = []
     labels: list[int] = []
     leading = True
     for piece in pieces:
         if isinstance(piece, Special):
-            special = encoders.eos if piece.name == "eos" else encoders.bos
+            special = found.eos if piece.name == "eos" else found.bos
             ids = [] if special is None else [special]
         else:
-            ids = encoders.ids(piece.text, leading)
+            ids = found.ids(piece.text, leading)
         leading = isinstance(piece, Special) or (leading and not piece.text)
         input_ids += ids
         labels += ids if piece.trained else [IGNORED] * len(ids)
@@ -66,16 +66,17 @@ def prompt_ids(tokenizer: Any, template: str, messages: Sequence[Message]) -> li
     return encode(tokenizer, render(template, messages, open_turn=True))[0]
 
 
-_cache: "weakref.WeakKeyDictionary[Any, _Encoders]" = weakref.WeakKeyDictionary()
+_cache: "weakref.WeakKeyDictionary[Any, Encoders]" = weakref.WeakKeyDictionary()
 
 
-def _encoders(tokenizer: Any) -> _Encoders:
+def encoders(tokenizer: Any) -> Encoders:
+    """What encodes this tokenizer's spans; see `encode`. It can be sent to another process."""
     if tokenizer not in _cache:
         _cache[tokenizer] = _build(tokenizer)
     return _cache[tokenizer]
 
 
-def _build(tokenizer: Any) -> _Encoders:
+def _build(tokenizer: Any) -> Encoders:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise RecipeError(
@@ -88,7 +89,7 @@ def _build(tokenizer: Any) -> _Encoders:
     spec.update(truncation=None, padding=None, post_processor=None)
     _forget_special_tokens(spec, set(tokenizer.all_special_tokens))
     starts = tokenizer("")["input_ids"][:1]
-    return _Encoders(
+    return Encoders(
         leading=_load(spec),
         inner=_load(_without_prefix(spec)),
         bos=tokenizer.bos_token_id if starts and starts[0] == tokenizer.bos_token_id else None,

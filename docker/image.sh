@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Behind `make image`, `make shell`, `make run-<target>` and the like: docker or podman, whichever answers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+IMAGE=${IMAGE:-vicuna-p100}
+TITLE=vicuna-p100 # the label that every stage of docker/Dockerfile carries
+
+say() { echo "$*" >&2; }
+die() { say "error: $1"; exit "${2:-1}"; }
+
+# A docker client without its daemon is common, so it has to answer, not only be there.
+find_engine() {
+  local name
+  for name in docker podman; do
+    if "$name" info >/dev/null 2>&1; then echo "$name"; return; fi
+  done
+  die "found neither a docker whose daemon answers nor podman, need one of them to build or run the image: install podman (or docker) or start the daemon" 3
+}
+
+# ROOT_IMAGE, or the first root image of docker/pins.toml, by digest where one is pinned there.
+root_image() {
+  if [ -n "${ROOT_IMAGE:-}" ]; then echo "$ROOT_IMAGE"; return; fi
+  awk -F'"' '/^\[\[root_image\]\]/ { n++ } n == 1 && /^(name|digest) *=/ { printf "%s%s", sep, $2; sep = "@" }' docker/pins.toml
+}
+
+digest_of_root() {
+  "$engine" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$1" | sed -n 's/.*@\(sha256:[0-9a-f]*\)$/\1/p' | head -n 1
+}
+
+revision() {
+  local commit
+  commit=$(git rev-parse HEAD 2>/dev/null) || { echo unknown; return; }
+  [ -z "$(git status --porcelain -- Makefile LICENSE recipe docker .dockerignore)" ] || commit+=-modified
+  echo "$commit"
+}
+
+image_id() { "$engine" image inspect --format '{{.Id}}' "$IMAGE"; }
+
+# build [engine's own flags]
+build() {
+  local root root_digest epoch args
+  root=$(root_image)
+  "$engine" image inspect "$root" >/dev/null 2>&1 || "$engine" pull "$root" >&2 ||
+    die "cannot pull the root image $root: name one that your registry has, as in make image ROOT_IMAGE=<name>"
+  root_digest=$(digest_of_root "$root")
+  say "root image: $root"
+  say "its digest: ${root_digest:-none, the image was made here} (pin it as digest = \"...\" in docker/pins.toml)"
+  epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0) # the commit's time instead of now: same inputs, same digest
+  args=(--build-arg "ROOT_IMAGE=$root" --build-arg "ROOT_DIGEST=$root_digest" --build-arg "REVISION=$(revision)"
+    --build-arg "LOCK_SHA256=$(sha256sum docker/requirements.lock | cut -d' ' -f1)")
+  if [ "$engine" = docker ]; then
+    export DOCKER_BUILDKIT=1
+    args+=(--build-arg "SOURCE_DATE_EPOCH=$epoch")
+  else
+    args+=(--timestamp "$epoch")
+  fi
+  local ca=${PIP_CERT:-${SSL_CERT_FILE:-}} conf=${PIP_CONFIG_FILE:-/etc/pip.conf}
+  if [ -f "$ca" ]; then args+=(--secret "id=ca,src=$ca"); fi
+  if [ -f "$conf" ]; then args+=(--secret "id=pip_conf,src=$conf"); fi
+  "$engine" build "${args[@]}" "$@" --file docker/Dockerfile --tag "$IMAGE" . >&2
+  echo "$IMAGE $(image_id), $(("$("$engine" image inspect --format '{{.Size}}' "$IMAGE")" / 1000000)) MB"
+}
+
+# The image of this tree, removed and built again from nothing.
+verify() {
+  local first second
+  build
+  first=$(image_id)
+  "$engine" image rm "$IMAGE" >/dev/null
+  "$engine" image prune --force --filter "label=org.opencontainers.image.title=$TITLE" >/dev/null # left-over stages: 5 GB
+  build --no-cache
+  second=$(image_id)
+  [ "$first" = "$second" ] || die "two builds of the same tree differ: $first and $second; a package of the root image's archive may have changed between them"
+  echo "same digest twice: $first"
+}
+
+# A registry forgets, a file does not.
+save() {
+  local file
+  file=dist/$IMAGE-$(revision | cut -c1-12).tar
+  mkdir -p dist
+  if command -v zstd >/dev/null; then
+    "$engine" save "$IMAGE" | zstd -q -T0 -f -o "$file.zst" && file+=.zst
+  else
+    "$engine" save "$IMAGE" | gzip -n -1 >"$file.gz" && file+=.gz
+  fi
+  (cd dist && sha256sum "$(basename "$file")" | tee "$(basename "$file").sha256")
+  say "load it with: $engine load --input $file"
+}
+
+# in_container FLAG... -- ARGUMENT...: the mounts, the card where there is one, and no more rights than that.
+in_container() {
+  local flags=() folder
+  while [ "$1" != -- ]; do flags+=("$1"); shift; done
+  shift
+  "$engine" image inspect "$IMAGE" >/dev/null 2>&1 || die "found no image $IMAGE: run make image first (or make it from a tarball of make image-save)"
+  flags+=(--rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --security-opt label=disable)
+  for folder in weights data runs; do
+    mkdir -p "$folder"
+    flags+=(--volume "$PWD/$folder:/workspace/$folder")
+  done
+  # What it writes belongs to who called; rootless podman has to be told to keep that number.
+  flags+=(--user "$(id -u):$(id -g)")
+  if [ "$engine" = podman ] && [ "$(id -u)" != 0 ]; then flags+=(--userns keep-id); fi
+  if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; then
+    if [ "$engine" = docker ]; then flags+=(--gpus all); else flags+=(--device nvidia.com/gpu=all); fi
+  else
+    say "no NVIDIA driver on this machine: running on the CPU"
+  fi
+  if [ -t 0 ] && [ -t 1 ]; then flags+=(--tty); fi
+  exec "$engine" run --interactive "${flags[@]}" "$IMAGE" "$@"
+}
+
+# run TARGET [VARIABLE=VALUE...]
+run() {
+  local flags=() variable
+  case $1 in fetch | demo) ;; *) flags+=(--network none) ;; esac # only these two download
+  for variable in "${@:2}"; do
+    # A config of the checkout, shipped or one's own, instead of the image's.
+    case $variable in CONFIG=*) flags+=(--volume "$(realpath "${variable#CONFIG=}"):/workspace/${variable#CONFIG=}:ro") ;; esac
+  done
+  in_container "${flags[@]}" -- "$@"
+}
+
+shell() { in_container --entrypoint /bin/bash --; }
+
+case ${1:-} in
+  build | verify | save | run | shell)
+    engine=$(find_engine)
+    "$@"
+    ;;
+  *) die "found '${1:-}', expected build, verify, save, shell or run TARGET" 2 ;;
+esac

@@ -1,0 +1,258 @@
+"""How much memory a LoRA step on a frozen LLaMA takes: by arithmetic before the run, by the allocator in a test.
+
+The arithmetic counts what autograd keeps for each operation of transformers' LlamaDecoderLayer (4.49) with frozen
+linear layers that keep nothing (int8.py, bitsandbytes' 4 bit) and peft's LoRA. Every term names its operation, and
+tests/pascal/test_memory.py holds the sums against real steps. B rows of S tokens, T = B S. Needs torch alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MIB = 1 << 20
+FP32 = 4
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # codes, one 8-bit scale per 64, one fp32 scale per 256 scales
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}  # two moments of each trained number
+# Which linear maps read the same tensor.
+INPUTS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention") | dict.fromkeys(("gate_proj", "up_proj"), "mlp")
+INPUTS |= {"o_proj": "heads", "down_proj": "product"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A LLaMA's shape, in the words of its config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of a layer's linear maps."""
+        hidden, wide = self.hidden_size, self.intermediate_size
+        narrow = hidden // self.num_attention_heads * self.num_key_value_heads
+        return {
+            "q_proj": (hidden, hidden),
+            "k_proj": (hidden, narrow),
+            "v_proj": (hidden, narrow),
+            "o_proj": (hidden, hidden),
+            "gate_proj": (hidden, wide),
+            "up_proj": (hidden, wide),
+            "down_proj": (wide, hidden),
+        }
+
+    def linear_parameters(self) -> int:
+        """Weights of all layers' linear maps: what a precision below fp16 shrinks."""
+        return self.num_hidden_layers * sum(fan_in * fan_out for fan_in, fan_out in self.linears().values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step is made of. `attention` is eager (S x S scores exist) or sdpa (fused, mask-free)."""
+
+    rows: int
+    length: int
+    trained: int  # columns with a loss; logits exist at these alone
+    rank: int
+    targets: tuple[str, ...]
+    dropout: bool
+    precision: str = "int8"
+    optimizer: str = "adamw"
+    attention: str = "eager"
+    half: bool = True  # autocast to 16 bit; this recipe computes in fp32 on a CPU
+    on_card: bool = True  # a CPU's kernels copy where they cast, and keep dropout's mask as numbers
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation in the compute dtype."""
+        return 2 if self.half else FP32
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a step at its peak, by what they are for."""
+
+    weights: int
+    adapters: int  # fp32 numbers, their gradients, and 16-bit copies under autocast
+    optimizer: int
+    kept: int  # activations that wait for the backward pass
+    logits: int
+    layer: int  # the work inside one layer: its recomputed activations, gradients, a dequantised weight
+
+    @property
+    def peak(self) -> int:
+        """The loss is over before a layer's backward begins, so its logits and a layer's work share their place."""
+        return self.weights + self.adapters + self.optimizer + self.kept + max(self.logits, self.layer)
+
+
+def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
+    """The peak of a step whose first `recomputed` layers keep only their input and run forward again in backward.
+
+    The first, because backward comes to them last, when what the other layers kept is gone.
+    """
+    trained = adapter_parameters(shape, step)
+    whole, given = layer_kept(shape, step), step.tokens * shape.hidden_size * step.width
+    stored = (shape.num_hidden_layers - recomputed) * whole
+    inputs = recomputed * given
+    ends = _norm(shape, step) + _mask(step)
+    # Two moments compete: the last layer's backward, with all others' activations there; the recomputed layers', with
+    # one of them whole. `layer` is what the higher one has beyond the kept ones.
+    last = backward_work(shape, step) if stored else 0
+    again = whole + backward_work(shape, step) - stored if recomputed else 0
+    return Estimate(
+        weights=weight_bytes(shape, step),
+        adapters=trained * (2 * FP32 + (step.width if step.half else 0)),
+        optimizer=trained * OPTIMIZER_BYTES[step.optimizer],
+        kept=stored + inputs + ends,
+        logits=logit_bytes(shape, step),
+        layer=max(last, again),
+    )
+
+
+def fewest_recomputed(shape: Shape, step: Step, budget: int) -> int | None:
+    """The least number of recomputed layers whose peak is within `budget` bytes; None where even all do not fit."""
+    layers = shape.num_hidden_layers
+    return next((count for count in range(layers + 1) if estimate(shape, step, count).peak <= budget), None)
+
+
+def weight_bytes(shape: Shape, step: Step) -> int:
+    """The frozen base: linear layers by precision, embeddings, norms and lm_head in the compute dtype."""
+    rest = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    rest += (2 * shape.num_hidden_layers + 1) * shape.hidden_size
+    width = FP32 if step.precision == "fp32" else step.width
+    each = {"int8": 1.0, "nf4": NF4_BYTES}.get(step.precision, width)
+    rows = shape.num_hidden_layers * sum(fan_out for _, fan_out in shape.linears().values())
+    scales = rows * FP32 if step.precision == "int8" else 0
+    return int(shape.linear_parameters() * each) + scales + rest * width
+
+
+def adapter_parameters(shape: Shape, step: Step) -> int:
+    """Trained numbers: A [rank, in] and B [out, rank] of every target in every layer."""
+    linears = shape.linears()
+    return shape.num_hidden_layers * step.rank * sum(sum(linears[name]) for name in step.targets)
+
+
+def layer_kept(shape: Shape, step: Step) -> int:
+    """Bytes that autograd keeps for one decoder layer's backward pass."""
+    return _until_scores(shape, step) + _after_scores(shape, step)
+
+
+def _until_scores(shape: Shape, step: Step) -> int:
+    """Norm, query, key and value at the query's number of heads (grouped ones are repeated), and the scores."""
+    three = 3 * step.tokens * shape.hidden_size * step.width
+    if step.attention == "sdpa":  # keeps its output and a log-sum-exp per row instead of the scores
+        scores = step.tokens * (shape.hidden_size * step.width + shape.num_attention_heads * FP32)
+    else:  # softmax in fp32 for its own backward, a 16-bit copy for the product with value
+        scores = _scores(shape, step) * (FP32 + (step.width if step.half else 0))
+    return _norm(shape, step) + _lora(shape, step, ("q_proj", "k_proj", "v_proj")) + three + scores
+
+
+def _after_scores(shape: Shape, step: Step) -> int:
+    """silu keeps its input, the product of the MLP both factors. Frozen linear layers keep nothing."""
+    product = 3 * step.tokens * shape.intermediate_size * step.width
+    return _norm(shape, step) + _lora(shape, step, ("o_proj", "gate_proj", "up_proj", "down_proj")) + product
+
+
+def _norm(shape: Shape, step: Step) -> int:
+    """pow and mul keep the fp32 input, mean its input (torch 2.0.1 for the count alone), rsqrt its result."""
+    return step.tokens * (2 * shape.hidden_size + 1) * FP32
+
+
+def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
+    """Each A keeps its input in the compute dtype and each B A's output; dropout keeps its mask."""
+    per_token, shared = 0, set()
+    for name in set(names) & set(step.targets):
+        fan_in = shape.linears()[name][0]
+        per_token += step.rank * step.width
+        if step.dropout:
+            per_token += fan_in * ((1 if step.on_card else FP32) + step.width)
+        elif step.half or INPUTS[name] not in shared:  # autocast casts peft's fp32 input once more for every adapter
+            per_token += fan_in * step.width
+        shared.add(INPUTS[name])
+    return step.tokens * per_token
+
+
+def backward_work(shape: Shape, step: Step) -> int:
+    """The most that one layer's backward pass has beyond the activations it began with, as they are freed one by one.
+
+    Three moments: the gradients of the MLP's product; a wide frozen layer with its weight dequantised; the softmax.
+    """
+    stream = 2 * step.tokens * shape.hidden_size * step.width  # the residual's gradient and a branch's
+    wide = step.tokens * shape.intermediate_size * step.width
+    lora = step.tokens * shape.intermediate_size * 2 * FP32 if step.half and "down_proj" in step.targets else 0
+    moments = [stream + max(3 * wide, wide + dequantised_bytes(shape, step), wide + lora)]
+    if step.attention == "eager":
+        gradients = 2 * FP32  # coming in and going out, in fp32; softmax's result is among the kept
+        gone = step.width if step.half else 0  # the 16-bit copy for the product with value
+        moments.append(stream + _scores(shape, step) * (gradients - gone) - _after_scores(shape, step))
+    return max(moments)
+
+
+def dequantised_bytes(shape: Shape, step: Step) -> int:
+    """The widest frozen weight while it is an ordinary one; a CPU also copies codes, and a 16-bit result, in fp32."""
+    if step.precision not in ("int8", "nf4"):
+        return 0
+    copies = 0 if step.on_card else FP32 + (FP32 if step.half else 0)
+    return shape.hidden_size * shape.intermediate_size * (step.width + copies)
+
+
+def logit_bytes(shape: Shape, step: Step) -> int:
+    """The cross entropy's backward: log-probabilities, their gradient and the logits' gradient, all fp32."""
+    return 3 * FP32 * step.rows * step.trained * shape.vocab_size
+
+
+def _scores(shape: Shape, step: Step) -> int:
+    return step.rows * shape.num_attention_heads * step.length**2
+
+
+def _mask(step: Step) -> int:
+    return step.rows * step.length**2 * step.width if step.attention == "eager" else 0
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most memory that `work` had beyond what was there before, as the device's own allocator counts it.
+
+    On a CPU by torch's profiler, which sees every allocation and release, inside operators and in backward too.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def kept_bytes(work: Callable[[], torch.Tensor], frozen: torch.nn.Module) -> int:
+    """What autograd keeps between `work`, a forward pass, and its backward: each storage once, no parameter or buffer.
+
+    The loss is returned by `work` so that the graph, and with it every storage's address, lives while it is counted.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*frozen.parameters(), *frozen.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = work()
+    total = sum(size for address, size in kept.items() if address not in own)
+    del loss
+    return total

@@ -1,0 +1,196 @@
+"""The model as stages use it, against transformers and peft themselves."""
+
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recipe import data, model
+from recipe.config import Lora
+from recipe.conversations.formats import Message
+from recipe.conversations.tokens import prompt_ids
+from recipe.errors import RecipeError
+from recipe.pascal.int8 import Int8Linear
+
+CPU = torch.device("cpu")
+LORA = Lora(rank=4, alpha=8, dropout=0.0, target_modules=("q_proj", "down_proj"))
+
+
+@pytest.fixture
+def batch(tiny_base, tiny_corpus):
+    rows = data.encode_file(tiny_corpus / "train.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
+    return data.collate([rows[0], rows[1], rows[2]])
+
+
+@pytest.fixture
+def reference(tiny_base):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32).eval()
+
+
+def test_fp32_gives_transformers_own_logits(tiny_base, batch, reference):
+    ours = model.load(tiny_base, "fp32", CPU)
+    ids = batch["input_ids"]
+    torch.testing.assert_close(ours(input_ids=ids).logits, reference(input_ids=ids).logits)
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_int8_replaces_the_decoders_linear_layers_and_stays_close(tiny_base, batch, reference):
+    ours = model.load(tiny_base, "int8", CPU)
+    quantised = [name for name, module in ours.named_modules() if isinstance(module, Int8Linear)]
+    assert len(quantised) == 2 * 7 and "lm_head" not in quantised
+    expected = reference(input_ids=batch["input_ids"]).logits
+    error = (ours(input_ids=batch["input_ids"]).logits - expected).norm() / expected.norm()
+    assert 0 < error < 0.03
+
+
+def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, batch, reference):
+    nll, count = model.trained_nll(model.load(tiny_base, "fp32", CPU), batch)
+    logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(nll, expected)
+    assert count == (targets != -100).sum() and count < batch["attention_mask"].sum()
+
+
+def test_padding_changes_no_loss(tiny_base, batch):
+    ours = model.load(tiny_base, "fp32", CPU)
+    whole, _ = model.trained_nll(ours, batch)
+    rows = [
+        {name: tensor[i : i + 1, : batch["attention_mask"][i].sum()] for name, tensor in batch.items()}
+        for i in range(3)
+    ]
+    torch.testing.assert_close(whole, sum(model.trained_nll(ours, row)[0] for row in rows))
+
+
+def test_a_batch_without_a_trained_token_is_refused(tiny_base, batch):
+    batch["labels"].fill_(-100)
+    with pytest.raises(RecipeError, match="without a trained token"):
+        model.trained_nll(model.load(tiny_base, "fp32", CPU), batch)
+
+
+def test_held_out_nll_leaves_training_mode_as_it_was(tiny_base, batch):
+    tuned = model.add_adapter(model.load(tiny_base, "fp32", CPU), LORA, seed=0)
+    tuned.train()
+    one = model.held_out_nll(tuned, [batch])
+    assert tuned.training and model.held_out_nll(tuned, [batch]) == one
+
+
+def test_the_seed_decides_the_adapter_and_b_is_zero(tiny_base):
+    def adapter(seed):
+        tuned = model.add_adapter(model.load(tiny_base, "int8", CPU), LORA, seed)
+        return {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}
+
+    one, same, other = adapter(1), adapter(1), adapter(2)
+    assert len(one) == 2 * 2 * 2 and all(p.dtype == torch.float32 for p in one.values())
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(p.eq(0).all() for name, p in one.items() if "lora_B" in name)
+
+
+def test_an_unknown_target_module_names_what_there_is(tiny_base):
+    with pytest.raises(RecipeError, match=r"has no qproj, it has down_proj, gate_proj"):
+        model.add_adapter(model.load(tiny_base, "int8", CPU), Lora(target_modules=("qproj",)), 0)
+
+
+@pytest.fixture
+def adapter(tiny_base, tmp_path):
+    tuned = model.add_adapter(model.load(tiny_base, "int8", CPU), LORA, seed=0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def change(adapter, edit):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(adapter / model.ADAPTER_FILE)
+    edit(tensors)
+    save_file(tensors, adapter / model.ADAPTER_FILE)
+
+
+def test_a_whole_adapter_passes(adapter):
+    assert len(model.check_adapter(adapter)) == 8
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: [t.pop(k) for k in list(t)], "not a whole adapter"),
+        (lambda t: t.pop(next(k for k in t if "lora_B" in k)), "an A without its B"),
+        (lambda t: [t.pop(k) for k in list(t) if "down_proj" in k], "nothing for down_proj"),
+        (lambda t: t[next(iter(t))].fill_(float("nan")), "holds inf or NaN"),
+        (lambda t: [t[k].zero_() for k in t if "lora_B" in k], "every B is zero"),
+    ],
+)
+def test_a_broken_adapter_is_named(adapter, edit, said):
+    change(adapter, edit)
+    with pytest.raises(RecipeError, match=said):
+        model.check_adapter(adapter)
+
+
+def test_no_adapter_at_all(tmp_path):
+    with pytest.raises(RecipeError, match="did not finish"):
+        model.check_adapter(tmp_path)
+
+
+def test_a_folder_that_was_never_converted(tmp_path):
+    for call in (lambda: model.load(tmp_path, "int8", CPU), lambda: model.load_tokenizer(tmp_path)):
+        with pytest.raises(RecipeError, match=r"not a converted model .*recipe\.convert"):
+            call()
+
+
+def test_weights_that_do_not_fit_their_config(tiny_base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, file)
+    with pytest.raises(RecipeError, match=r"lacks model\.norm\.weight"):
+        model.load(folder, "int8", CPU)
+    save_file({**tensors, "model.norm.weight": norm[1:].clone()}, file)
+    with pytest.raises(RecipeError, match=r"model\.norm\.weight does not fit .*\[47\], expected \[48\]"):
+        model.load(folder, "int8", CPU)
+    save_file({**tensors, "model.norm.weight": norm, "model.extra.weight": norm.clone()}, file)
+    with pytest.raises(RecipeError, match=r"model\.extra\.weight does not fit"):
+        model.load(folder, "int8", CPU)
+
+
+def test_answers_are_transformers_own_greedy_ones_whatever_the_batch(tiny_base, reference):
+    tokenizer = model.load_tokenizer(tiny_base)
+    questions = ["Who are you?", "Which colour is the sky, and why is it not green today?"]
+    prompts = [prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", question)]) for question in questions]
+    ours = model.load(tiny_base, "fp32", CPU)
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2
+        )
+        expected.append(tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip())
+    assert model.answers(ours, tokenizer, prompts, 12) == expected
+    assert [model.answers(ours, tokenizer, [prompt], 12)[0] for prompt in prompts] == expected
+
+
+def test_an_answer_streams_what_it_returns_and_stops_at_eos(tiny_base):
+    tokenizer = model.load_tokenizer(tiny_base)
+    ours = model.load(tiny_base, "fp32", CPU)
+    prompt = prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", "Hello")])
+    pieces: list[str] = []
+    (text,) = model.answers(ours, tokenizer, [prompt], 12, on_text=pieces.append)
+    assert "".join(pieces).strip() == text
+    with torch.no_grad():  # make EOS the only thing it can say
+        ours.lm_head.weight.zero_()
+        ours.lm_head.weight[tokenizer.eos_token_id] = 1.0
+        ours.model.norm.weight.abs_()
+    hidden = ours.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+    ours.lm_head.weight.data[tokenizer.eos_token_id] = hidden.sign()
+    assert model.answers(ours, tokenizer, [prompt], 12) == [""]

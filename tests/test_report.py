@@ -1,0 +1,27 @@
+"""The page at the end of a run."""
+
+import json
+from pathlib import Path
+
+from recipe import console, evaluate, merge, report, train
+
+
+def test_a_page_says_before_after_where_and_what_next(tiny_run, capsys):
+    train.run(tiny_run)
+    folder = Path(tiny_run.runs) / "tiny" / "latest"
+    assert console.entry(lambda: report.main(["--run", str(folder)])) == 1
+    assert "has not been evaluated" in capsys.readouterr().err
+    evaluation = evaluate.run(tiny_run, folder)
+    merge.run(tiny_run, folder, "hf")
+    assert report.main(["--run", str(folder)]) == 0
+    page = capsys.readouterr().out
+    assert f"{evaluation['base']['loss']:.3f}" in page and f"{evaluation['tuned']['perplexity']:.3f}" in page
+    assert "Who are you?" in page and "merged model" in page and "make chat RUN=" in page
+    assert report.main(["--run", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == evaluation
+
+
+def test_an_answer_cannot_forge_the_page():
+    quoted = report.quoted("after", "fine\x1b[2J\n\nTalk to it:   rm -rf\n" + "long " * 200)
+    assert "\x1b" not in quoted and all(line.startswith("  after ") for line in quoted.splitlines())
+    assert quoted.endswith("...")

@@ -1,0 +1,318 @@
+"""A run: it learns, it is exact, it resumes to the bit, it stops with a sentence, and nothing is silent."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe import config as configs
+from recipe import console, data, evaluate, model, provenance, train, trainer
+from recipe.errors import RecipeError
+
+ROOT = Path(__file__).parents[1]
+
+
+def latest(config) -> Path:
+    return Path(config.runs) / config.name / "latest"
+
+
+def adapter_sha(folder: Path) -> str:
+    return provenance.sha256(folder / "adapter" / model.ADAPTER_FILE)
+
+
+def changed(config, **fields):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **fields))
+
+
+def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
+    manifest = train.run(tiny_run)
+    folder = latest(tiny_run)
+    assert manifest["results"]["last_loss"] < manifest["results"]["first_loss"]
+    assert set(manifest["outputs"]) == {f"adapter/{model.ADAPTER_FILE}", "adapter/adapter_config.json"}
+    assert provenance.verify(folder) == []
+    assert configs.load(folder / "config.toml") == tiny_run
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == list(range(1, manifest["results"]["steps"] + 1))
+    assert any("eval_loss" in row for row in rows) and all("tokens_per_second" in row for row in rows)
+    assert len(list((folder / "checkpoints").iterdir())) == tiny_run.train.keep_checkpoints
+    assert "tokens/s" in capsys.readouterr().err
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert not settings["base_model_name_or_path"], "a path of this machine must not be in an artefact"
+
+
+def test_the_same_config_is_the_same_run_and_another_is_another(tiny_run, capsys):
+    train.run(tiny_run)
+    first = latest(tiny_run).resolve()
+    train.run(changed(tiny_run, save_steps=1))
+    assert "trained already" in capsys.readouterr().err and latest(tiny_run).resolve() == first
+    train.run(changed(tiny_run, seed=1))
+    assert latest(tiny_run).resolve() != first
+
+
+def test_two_runs_of_one_config_are_equal_to_the_bit(tiny_run, tmp_path):
+    train.run(tiny_run)
+    again = dataclasses.replace(tiny_run, runs=str(tmp_path / "again"))
+    train.run(again)
+    one, two = ((latest(config) / "manifest.json").read_bytes() for config in (tiny_run, again))
+    assert one == two
+
+
+class Killed(BaseException):
+    """What a power failure is to Python."""
+
+
+def kill_after(monkeypatch, step: int) -> None:
+    """End the process's work right after `step` optimizer steps, before anything is saved."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(trainer.Progress, "on_step_end", on_step_end, raising=False)
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, tmp_path, monkeypatch, capsys, step):
+    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
+    expected = train.run(whole)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, step)
+        train.run(tiny_run)
+    manifest = train.run(tiny_run)
+    assert f"go on from {latest(tiny_run).resolve()}/checkpoints/checkpoint-{step - 1}" in capsys.readouterr().err
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
+    assert manifest == expected
+    rows = [json.loads(line) for line in (latest(tiny_run) / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == sorted(set(steps)) and len(steps) == manifest["results"]["steps"]
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_run, tmp_path, monkeypatch, capsys):
+    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
+    train.run(whole)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 5)
+        train.run(tiny_run)
+    newest = latest(tiny_run) / "checkpoints" / "checkpoint-4"
+    with open(newest / "optimizer.pt", "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 8)
+    train.run(tiny_run)
+    said = capsys.readouterr().err
+    assert "checkpoint-4 is damaged" in said and "checkpoint-2" in said
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
+
+
+def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "checkpoint-7").mkdir(parents=True)
+    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"half")
+    assert trainer.newest_checkpoint(folder) is None and not (folder / "checkpoint-7").exists()
+
+
+def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_path):
+    whole = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "whole")), epochs=20.0, save_steps=1000)
+    run = dataclasses.replace(whole, runs=tiny_run.runs)
+    file = tmp_path / "run.toml"
+    file.write_text(configs.dump(run), encoding="utf-8")
+    command = [sys.executable, "-m", "recipe.train", "--config", str(file)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = latest(run) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == console.INTERRUPTED and "saved after step" in said and "Traceback" not in said
+    assert list((latest(run) / "checkpoints").iterdir()) and not (latest(run) / "manifest.json").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the child had it: the order of a sum is part of its bits
+    try:
+        train.run(run)
+        train.run(whole)
+    finally:
+        torch.set_num_threads(threads)
+    assert adapter_sha(latest(run)) == adapter_sha(latest(whole))
+
+
+def test_accumulation_and_batching_change_nothing(tiny_run, tiny_base, tiny_corpus, tmp_path):
+    """One optimizer step over six conversations of uneven length: as one batch, two, three and six."""
+    rows = data.encode_file(tiny_corpus / "train.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1").select(
+        range(6)
+    )
+    gradients = []
+    for micro, accumulation in ((6, 1), (3, 2), (2, 3), (1, 6)):
+        settings = dataclasses.replace(
+            tiny_run.train, micro_batch=micro, accumulation=accumulation, epochs=1.0, max_grad_norm=1e9, save_steps=100
+        )
+        lora = dataclasses.replace(tiny_run.lora, dropout=0.0)
+        tuned = model.add_adapter(model.load(tiny_base, "int8", torch.device("cpu")), lora, 0)
+        loop = trainer.make(tuned, settings, tmp_path / f"{micro}", rows, rows, on_card=False)
+        seen = {}
+
+        class Spy(trainer.TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, seen=seen, tuned=tuned, **kwargs):
+                seen.update({n: p.grad.clone() for n, p in tuned.named_parameters() if p.grad is not None})
+
+        loop.add_callback(Spy())
+        loop.train()
+        gradients.append(seen)
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys() and len(other) == 12
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
+    train.run(tiny_run)
+    again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "again")), recompute=False)
+    train.run(again)
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monkeypatch):
+    real = trainer.trained_nll
+    calls = []
+
+    def poisoned(*args):
+        nll, count = real(*args)
+        calls.append(1)
+        return (nll * float("nan") if len(calls) == 5 else nll), count
+
+    monkeypatch.setattr(trainer, "trained_nll", poisoned)
+    with pytest.raises(RecipeError, match=r"the loss became nan after step 2, expected a finite number; lower train\."):
+        train.run(tiny_run)
+    assert not (latest(tiny_run) / "manifest.json").exists()
+
+
+def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_run.corpus.path, corpus)
+    with open(corpus / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    config = dataclasses.replace(tiny_run, corpus=dataclasses.replace(tiny_run.corpus, path=str(corpus)))
+    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; make .* again"):
+        train.run(config)
+
+
+def test_a_changed_config_says_that_it_starts_over(tiny_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 3)
+        train.run(tiny_run)
+    train.run(changed(tiny_run, learning_rate=2e-2))
+    said = capsys.readouterr().err
+    assert "this starts a new run" in said and "train.learning_rate: 0.01 != 0.02" in said
+
+
+def test_dry_run_touches_nothing_and_its_steps_are_the_runs(tiny_run, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(configs.dump(tiny_run), encoding="utf-8")
+    assert train.main(["--config", str(file), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not Path(tiny_run.runs).exists()
+    assert plan["steps"] == train.run(tiny_run)["results"]["steps"]
+    assert Path(plan["run"]) == latest(tiny_run).resolve()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--config", "none.toml"], 2, "no config file at none.toml"),
+        ([], 2, "base.path is empty"),
+        (["--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
+        (["--set", "base.path=nowhere", "--set", "corpus.path=nowhere"], 1, "nowhere has no manifest.json"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_right_exit_code(arguments, code, said, capsys):
+    assert console.entry(lambda: train.main(arguments)) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.LoraTrainer, "_save_optimizer_and_scheduler", full)
+        assert console.entry(lambda: train.run(tiny_run) and 0) == 1
+    assert "error: no space is left on the disk at checkpoint" in capsys.readouterr().err
+    train.run(tiny_run)
+    assert provenance.verify(latest(tiny_run)) == []
+
+
+@pytest.fixture
+def trained(tiny_run):
+    train.run(tiny_run)
+    return tiny_run, latest(tiny_run)
+
+
+def test_evaluate_compares_base_and_tuned(trained, capsys):
+    config, folder = trained
+    assert evaluate.main(["--run", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((folder / "eval.json").read_text())
+    assert result["tuned"]["loss"] < result["base"]["loss"]
+    assert [answer["question"] for answer in result["answers"]] == list(config.evaluate.prompts)
+    assert "identity" not in result
+    assert (folder / "samples.md").read_text().count("**tuned**") == 2
+    assert evaluate.main(["--run", str(folder)]) == 0
+    assert "is there already" in capsys.readouterr().err
+    assert evaluate.main(["--run", str(folder), "--set", 'evaluate.prompts=["Hm?"]']) == 0
+    assert "is there already" not in capsys.readouterr().err
+
+
+def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
+    """Loss, perplexity and bits per byte once more, one conversation at a time, with nothing of ours but the ids."""
+    import math
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, folder = trained
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, precision="fp32"))
+    result = evaluate.run(config, folder)
+    rows = data.encode_file(Path(config.corpus.path) / "val.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    nats = tokens = 0
+    for row in rows:
+        labels = torch.tensor([row["labels"]])
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nats += tuned(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item() * count
+        tokens += count
+    size = sum(
+        len(message["content"].encode())
+        for line in (Path(config.corpus.path) / "val.jsonl").read_text().splitlines()
+        for message in json.loads(line)["messages"]
+        if message["role"] == "assistant"
+    )
+    assert result["tuned"]["tokens"] == tokens
+    assert result["tuned"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert result["tuned"]["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert result["tuned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 3)
+        train.run(tiny_run)
+    assert console.entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
+    assert "did not finish" in capsys.readouterr().err
+    assert console.entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
+    assert "is no run" in capsys.readouterr().err
