@@ -88,7 +88,6 @@ def resolve(repository: str, revision: str | None) -> str:
 def from_hub(repository: str, settings: dict[str, str], output: Path) -> dict[str, Any]:
     """Weights and tokenizer of a hub repository at one commit; an interrupted download goes on where it was."""
     from huggingface_hub import HfApi, snapshot_download
-
     from huggingface_hub.errors import HfHubHTTPError
     from requests import RequestException
 
