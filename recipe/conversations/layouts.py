@@ -156,7 +156,9 @@ def crosswoz(record: Record) -> Iterator[Dialogue]:
 
 
 def is_crosswoz(record: Record) -> bool:
-    return is_openai(record) and any(isinstance(turn, dict) and turn.get("role") == "usr" for turn in record["messages"])
+    return is_openai(record) and any(
+        isinstance(turn, dict) and turn.get("role") == "usr" for turn in record["messages"]
+    )
 
 
 def belle_eval(record: Record) -> Iterator[Dialogue]:
@@ -224,6 +226,8 @@ LAYOUTS = {
         dialogstudio,
     ),
     "belle-eval": Layout(
-        '{"question": "...", "std_answer": "..."}', lambda record: _strings(record, "question", "std_answer"), belle_eval
+        '{"question": "...", "std_answer": "..."}',
+        lambda record: _strings(record, "question", "std_answer"),
+        belle_eval,
     ),
 }

@@ -52,7 +52,7 @@ def role(name: Any) -> str:
 
 
 def exchange(*turns: Any, system: Any = "") -> list[Message]:
-    """A question, its answer, the next question, ... as messages, after a system message where there is text for one."""
+    """A question, its answer, the next question, ... as messages, after a system message if there is text for one."""
     head = [Message("system", system)] if isinstance(system, str) and system.strip() else []
     return head + [Message(("user", "assistant")[index % 2], text(turn)) for index, turn in enumerate(turns)]
 

@@ -1,13 +1,21 @@
-"""A prepared corpus for a person: the account as Markdown, samples with what is trained on marked."""
+"""A prepared corpus for a person: its numbers, the account as Markdown, samples with what is trained on marked."""
 
+import heapq
+import json
+import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from recipe.conversations.accounting import Drop
+from recipe.conversations.accounting import Change, Drop
 from recipe.conversations.templates import Piece, Span
 
 BAR = 40  # characters of the longest bar
-SHOWN_REJECTED = 20
+MOST_TURNS = 20  # longer conversations share the last bar
+BUDGETS = (512, 1024, 2048)  # tokens of a pack
+RANDOM, LONGEST, STRANGEST = 10, 3, 5  # samples shown
+COMMON = "etaoinsrhl 的是不了在有我"  # frequent in most languages of the Latin script, and in Chinese
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
@@ -32,63 +40,165 @@ def histogram(values: Iterable[int], limit: int, bins: int = 16) -> list[tuple[i
     return [(min(limit, width * (index + 1)), count) for index, count in enumerate(counts)]
 
 
+def turns(values: Iterable[int]) -> list[tuple[int, int]]:
+    """(turns, how many samples have so many), from 2 on; the last one counts longer ones too."""
+    counts = Counter(min(value, MOST_TURNS) for value in values)
+    return [(number, counts[number]) for number in range(2, max(counts, default=1) + 1) if counts[number]]
+
+
+def packs(values: Iterable[int], budget: int) -> dict[str, float]:
+    """How full packs of at most `budget` tokens get, conversations side by side, by best fit, longest first.
+
+    `over`: samples that are longer than a pack and left out here; `padded`: how full rows are with one sample each.
+    """
+    fitting = sorted((value for value in values if value <= budget), reverse=True)
+    over = sum(1 for value in values if value > budget)
+    rooms = Counter[int]()  # tokens left -> packs
+    mask = 0  # bit r is set where a pack has room for r more
+    for value in fitting:
+        room = budget
+        if above := mask >> value:
+            room = value + (above & -above).bit_length() - 1
+            rooms[room] -= 1
+            mask ^= 0 if rooms[room] else 1 << room
+        rooms[room - value] += 1
+        mask |= 1 << (room - value)
+    count = rooms.total()
+    full = sum(fitting) / budget
+    return {
+        "packs": count,
+        "fullness": round(full / count, 4) if count else 0.0,
+        "padded": round(full / len(fitting), 4) if fitting else 0.0,
+        "over": over,
+    }
+
+
+def notable(file: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Samples worth a look, by what they are: drawn at random, the longest in bytes, and those with the fewest letters
+    for their length."""
+    with open(file, encoding="utf-8") as lines:
+        total = sum(1 for _ in lines)
+        drawn = set(random.Random(seed).sample(range(total), min(RANDOM, total)))  # noqa: S311
+        lines.seek(0)
+        at_random: list[str] = []
+        longest: list[tuple[float, int, str]] = []
+        strangest: list[tuple[float, int, str]] = []
+        for index, line in enumerate(lines):
+            if index in drawn:
+                at_random.append(line)
+            _keep(longest, (len(line), -index, line), LONGEST)
+            _keep(strangest, (-sum(map(line.count, COMMON)) / len(line), -index, line), STRANGEST)
+    shown = {
+        "Drawn at random": at_random,
+        "The longest": [line for _, _, line in sorted(longest, reverse=True)],
+        "The strangest: fewest of the most common letters": [line for _, _, line in sorted(strangest, reverse=True)],
+    }
+    return {title: [json.loads(line) for line in lines] for title, lines in shown.items()}
+
+
+def _keep(heap: list[Any], item: Any, count: int) -> None:
+    (heapq.heappush if len(heap) < count else heapq.heappushpop)(heap, item)
+
+
 def markdown(results: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The corpus's report, from the manifest's results and settings."""
-    samples, tokens, trained = results["samples"], results["tokens"], results["trained_tokens"]
-    lines = [
-        "# Corpus",
-        "",
-        f"Template `{settings['template']}`, at most {settings['max_length']:,} tokens a sample, "
-        f"{results['identity']} identity conversations ({settings['identity_repeat']} times in the training part).",
-        "",
-        "| part | samples | tokens | trained tokens | share |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for part in ("train", "val"):
-        share = f"{trained[part] / tokens[part]:.1%}" if tokens[part] else "-"
-        lines.append(f"| {part} | {samples[part]:,} | {tokens[part]:,} | {trained[part]:,} | {share} |")
-    lines += ["", "## Sources", "", "| source | | read | kept | dropped |", "| --- | --- | ---: | ---: | ---: |"]
-    for source, account in results["sources"].items():
-        for what in ("conversations", "turns"):
-            count = account[what]
-            dropped = sum(count["dropped"].values())
-            lines.append(f"| {_cell(source)} | {what} | {count['read']:,} | {count['kept']:,} | {dropped:,} |")
-    lines += ["", "## Dropped", "", "| source | | reason | |", "| --- | --- | --- | ---: |"]
-    for source, account in results["sources"].items():
-        for what in ("conversations", "turns"):
-            for reason, count in account[what]["dropped"].items():
-                lines.append(f"| {_cell(source)} | {what} | {Drop[reason.upper()]} | {count:,} |")
-    lines += _rejected(results["rejected"]) + _lengths(results["lengths"], results["histogram"])
+    lines = ["# Corpus"]
+    for title, text, rows in sections(results, settings):
+        lines += ["", f"## {title}", ""] + ([text, ""] if text else [])
+        if rows and title.startswith("Tokens of"):
+            lines += ["```", "   up to   samples", *_bars(rows[1:]), "```"]
+        elif rows:
+            heading, *others = [[_cell(cell) for cell in row] for row in rows]
+            lines += [f"| {' | '.join(heading)} |", f"|{' --- |' * len(heading)}"]
+            lines += [f"| {' | '.join(row)} |" for row in others]
     return "\n".join(lines) + "\n"
 
 
-def _rejected(rejected: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rejected:
-        return []
-    shown = [
-        f"- {printable(item['source'])}, byte {item['offset']:,}: {item['reason']}: {printable(item['detail'])}"
-        for item in rejected[:SHOWN_REJECTED]
-    ]
-    more = len(rejected) - len(shown)
-    return ["", "## Rejected records", "", *shown, *([f"- and {more:,} more"] if more else [])]
+Section = tuple[str, str, list[list[str]]]  # title, text, table with its heading first
 
 
-def _lengths(summary: Mapping[str, float], counts: Sequence[tuple[int, int]]) -> list[str]:
-    most = max(count for _, count in counts)
-    bars = [f"{edge:>8,} {count:>9,} {'█' * -(-BAR * count // most)}" for edge, count in counts]
-    return [
-        "",
-        "## Tokens of a sample",
-        "",
-        f"| {' | '.join(summary)} |",
-        f"|{' ---: |' * len(summary)}",
-        f"| {' | '.join(f'{value:,}' for value in summary.values())} |",
-        "",
-        "```",
-        "   up to   samples",
-        *bars,
-        "```",
+def sections(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Section]:
+    """What both reports tell, in order; nothing in it is escaped."""
+    out = [_parts(results, settings), *_sources(results), _languages(results), _changes(results), _rejected(results)]
+    return [section for section in [*out, _lengths(results), _turns(results), _packs(results)] if section[2]]
+
+
+def _parts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> Section:
+    samples, tokens, trained = results["samples"], results["tokens"], results["trained_tokens"]
+    rows = [["part", "samples", "tokens", "trained tokens", "share"]]
+    for part in ("train", "val"):
+        share = f"{trained[part] / tokens[part]:.1%}" if tokens[part] else "-"
+        rows.append([part, f"{samples[part]:,}", f"{tokens[part]:,}", f"{trained[part]:,}", share])
+    text = (
+        f"Template {settings['template']}, at most {settings['max_length']:,} tokens a sample, "
+        f"{results['identity']} identity conversations ({settings['identity_repeat']} times in the training part)."
+    )
+    if results["repeated_ids"]:
+        text += f" {results['repeated_ids']:,} conversations had the id of an earlier one and got one of their own."
+    return "Parts", text, rows
+
+
+def _sources(results: Mapping[str, Any]) -> list[Section]:
+    counts = [["source", "", "read", "kept", "dropped", "tokens to train on"]]
+    reasons = [["source", "", "reason", "count"]]
+    for source, account in results["sources"].items():
+        for what in ("conversations", "turns"):
+            count = account[what]
+            row = [source, what, *(f"{number:,}" for number in (count["read"], count["kept"]))]
+            tokens = f"{results['mixture'][source]:,}" if what == "conversations" else ""
+            counts.append([*row, f"{sum(count['dropped'].values()):,}", tokens])
+            reasons += [[source, what, Drop[name.upper()], f"{n:,}"] for name, n in count["dropped"].items()]
+    return [("Sources", "", counts), ("Dropped", "", reasons if reasons[1:] else [])]
+
+
+def _languages(results: Mapping[str, Any]) -> Section:
+    total = sum((Counter(account["languages"]) for account in results["sources"].values()), Counter[str]())
+    rows = [[name, f"{count:,}"] for name, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))]
+    return "Languages of the conversations kept", "", [["language", "conversations"], *rows] if rows else []
+
+
+def _changes(results: Mapping[str, Any]) -> Section:
+    rows = [
+        [source, Change[name.upper()], f"{count:,}"]
+        for source, account in results["sources"].items()
+        for name, count in account["turns"]["changed"].items()
     ]
+    return "Turns changed", "", [["source", "what was done", "turns"], *rows] if rows else []
+
+
+def _rejected(results: Mapping[str, Any]) -> Section:
+    shown = results["first_rejected"]
+    rows = [[item["source"], f"{item['offset']:,}", item["reason"], item["detail"]] for item in shown]
+    more = results["rejected"] - len(shown)
+    text = "All of them are in rejected.jsonl" + (f"; {more:,} more than these." if more else ".")
+    return "Rejected records", text, [["source", "at byte", "reason", "detail"], *rows] if rows else []
+
+
+def _lengths(results: Mapping[str, Any]) -> Section:
+    summary = ", ".join(f"{name} {value:,}" for name, value in results["lengths"].items())
+    rows = [[f"{edge:,}", f"{count:,}"] for edge, count in results["histogram"]]
+    return "Tokens of a sample", f"{summary}.", [["up to", "samples"], *rows]
+
+
+def _turns(results: Mapping[str, Any]) -> Section:
+    rows = [[f"{number}{' or more' * (number == MOST_TURNS)}", f"{count:,}"] for number, count in results["turns"]]
+    return "Turns of a sample", "", [["turns", "samples"], *rows]
+
+
+def _packs(results: Mapping[str, Any]) -> Section:
+    rows = [
+        [budget, f"{item['packs']:,}", f"{item['fullness']:.1%}", f"{item['padded']:.1%}", f"{item['over']:,}"]
+        for budget, item in results["packs"].items()
+    ]
+    heading = ["tokens", "packs", "full", "full with one sample each", "samples longer than that"]
+    return "How full packs get", "Training samples side by side, longest first.", [heading, *rows]
+
+
+def _bars(rows: Sequence[Sequence[str]]) -> list[str]:
+    counts = [int(count.replace(",", "")) for _, count in rows]
+    most = max(counts)
+    bars = ["█" * -(-BAR * count // most) for count in counts]
+    return [f"{edge:>8} {count:>9} {bar}".rstrip() for (edge, count), bar in zip(rows, bars, strict=True)]
 
 
 def _cell(text: str) -> str:

@@ -1,29 +1,48 @@
 """From what a file holds to samples, one conversation at a time, with an account of everything that came in."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from recipe.conversations import splitting
-from recipe.conversations.accounting import Account, Drop
-from recipe.conversations.cleaning import clean, fingerprint
-from recipe.conversations.formats import Conversation
+from recipe.conversations import duplicates, splitting
+from recipe.conversations.accounting import Account, Change, Drop
+from recipe.conversations.cleaning import cleaned_text, fingerprint, in_turn
+from recipe.conversations.counting import TokenCounter
+from recipe.conversations.filters import Filters, Rules, language
 from recipe.conversations.jsonstream import Rejected
+from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.splitting import Sample
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A conversation that is kept, unless an earlier one turns out to be the same."""
+
+    conversation: Conversation
+    samples: list[Sample]
+    turns: int  # of it that are in the samples
+    mark: bytes  # equal for equal texts
+    sketch: bytes  # similar for similar texts; empty where nobody asks
+    language: str
+    place: float  # in [0, 1), for the hold-out
 
 
 @dataclass
 class Preparation:
-    """Cleans, drops duplicates and splits. Memory grows by 32 bytes for each conversation kept, for the duplicates."""
+    """Cleans, filters and splits. No conversation has an influence on another."""
 
-    tokenizer: Any  # a fast transformers tokenizer
+    counter: TokenCounter
     template: str
     max_length: int  # tokens of a sample
+    rules: Rules = field(default_factory=Rules)
+    seed: int = 0
     accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))  # by source
     rejected: list[Rejected] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set)
 
-    def take(self, item: Conversation | Rejected) -> tuple[Conversation, list[Sample]] | None:
+    def __post_init__(self) -> None:
+        self._filters = Filters(self.rules)
+
+    def take(self, item: Conversation | Rejected) -> Prepared | None:
         """The clean conversation and its samples; None where nothing of it is kept. Either way it is accounted for."""
         account = self.accounts[item.source]
         if isinstance(item, Rejected):
@@ -31,31 +50,63 @@ class Preparation:
             account.dropped_conversations[item.reason] += 1
             self.rejected.append(item)
             return None
-        account.came(len(item.messages))
+        account.came(len(item.messages) + item.passed_over)
+        account.dropped_turns[Drop.PASSED_OVER] += item.passed_over
+        share = self.rules.sample.get(item.source, 1.0)
+        if share < 1 and splitting.drawn(item.id, item.source, self.seed) >= share:
+            account.dropped(Drop.SAMPLED_OUT, len(item.messages))
+            return None
         conversation = self._fit(item, account)
         return self._cut(conversation, account) if conversation else None
 
     def _fit(self, raw: Conversation, account: Account) -> Conversation | None:
-        conversation, dropped = clean(raw)
+        messages = [self._clean(message, account) for message in raw.messages]
+        kept, dropped = in_turn(messages)
+        if dropped and not self.rules.repair_roles and raw.messages:
+            account.dropped(Drop.WRONG_ORDER, len(raw.messages))
+            return None
         account.dropped_turns += dropped
-        if not conversation.messages:
+        if not kept:
             account.dropped_conversations[Drop.NO_PAIR if raw.messages else Drop.EMPTY] += 1
             return None
-        mark = fingerprint(conversation.messages)
-        if mark in self._seen:
-            account.dropped_conversations[Drop.DUPLICATE] += 1
-            account.dropped_turns[Drop.IN_DUPLICATE] += len(conversation.messages)
-            return None
-        self._seen.add(mark)
-        return conversation
+        last = 2 * self.rules.rounds + (kept[0].role == "system")
+        if self.rules.rounds and len(kept) > last:
+            account.dropped_turns[Drop.LATER_ROUND] += len(kept) - last
+            kept = kept[:last]
+        return replace(raw, messages=tuple(kept))
 
-    def _cut(self, conversation: Conversation, account: Account) -> tuple[Conversation, list[Sample]] | None:
+    def _clean(self, message: Message, account: Account) -> Message:
+        text, changes = cleaned_text(message.content, self.rules.html)
+        text, more = self._filters.change(text)
+        for change in (*changes, *more):
+            account.changed_turns[change] += 1
+        return message if text == message.content else replace(message, content=text)
+
+    def _cut(self, conversation: Conversation, account: Account) -> Prepared | None:
         messages = conversation.messages
-        samples, over_long = splitting.split(messages, self.tokenizer, self.template, self.max_length)
-        account.dropped_turns[Drop.OVER_LONG_PAIR] += 2 * over_long
-        if not samples:
-            account.dropped_conversations[Drop.ALL_OVER_LONG] += 1
-            account.dropped_turns[Drop.ORPHAN_SYSTEM] += len(messages) - 2 * over_long
+        spoken = language(messages)
+        if reason := self._filters.reason(messages, spoken):
+            account.dropped(reason, len(messages))
             return None
-        account.kept(len(messages) - 2 * over_long)
-        return conversation, samples
+        split = splitting.split(messages, self.counter, self.template, self.max_length, self.rules.truncate)
+        turns = len(messages) - 2 * split.dropped
+        account.dropped_turns[Drop.OVER_LONG_PAIR] += 2 * split.dropped
+        account.changed_turns[Change.TRUNCATED] += split.truncated
+        if not split.samples:
+            account.dropped(Drop.ALL_OVER_LONG, turns, Drop.ORPHAN_SYSTEM)
+            return None
+        account.kept(turns)
+        account.languages[spoken] += 1
+        return self._prepared(conversation, split.samples, turns, spoken)
+
+    def _prepared(self, conversation: Conversation, samples: Sequence[Sample], turns: int, spoken: str) -> Prepared:
+        mark = fingerprint(conversation.messages)
+        return Prepared(
+            conversation,
+            list(samples),
+            turns,
+            mark,
+            duplicates.sketch(conversation.messages) if self.rules.near else b"",
+            spoken,
+            splitting.position(conversation, self.seed, mark),
+        )

@@ -48,7 +48,9 @@ def files(path: Path) -> list[Path]:
         found += [state.parent / _plain(file["filename"], state) for file in _state(state)]
     found = found or sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.arrow"))
     if not found:
-        raise RecipeError(f"{path} holds no Parquet file and nothing that `datasets` saved: name raw conversation files")
+        raise RecipeError(
+            f"{path} holds no Parquet file and nothing that `datasets` saved: name raw conversation files"
+        )
     return found
 
 
@@ -56,7 +58,9 @@ def _state(path: Path) -> list[dict[str, str]]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["_data_files"])
     except (ValueError, KeyError, TypeError):
-        raise RecipeError(f"{path} is not what `datasets` writes: expected _data_files in it; save the set again") from None
+        raise RecipeError(
+            f"{path} is not what `datasets` writes: expected _data_files in it; save the set again"
+        ) from None
 
 
 def _plain(name: Any, state: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.errors import RecipeError, UsageError
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.conversations.templates import Piece, Special, render
 from recipe.errors import RecipeError
 
@@ -59,6 +59,25 @@ def encode(tokenizer: Any, pieces: Sequence[Piece]) -> tuple[list[int], list[int
         input_ids += ids
         labels += ids if piece.trained else [IGNORED] * len(ids)
     return input_ids, labels
+
+
+def visible(tokenizer: Any, pieces: Sequence[Piece]) -> list[tuple[str, bool]]:
+    """(text, trained) of every token of what `render` returns, for a person; tokens that share a character are one."""
+    found = encoders(tokenizer)
+    out: list[tuple[str, bool]] = []
+    leading = True
+    for piece in pieces:
+        if isinstance(piece, Special):
+            out.append((f"<{piece.name}>", piece.trained))
+        elif piece.text:
+            backend, at = (found.leading if leading else found.inner), 0
+            for _, end in backend.encode(piece.text, add_special_tokens=False).offsets:
+                if end > at:
+                    out.append((piece.text[at:end], piece.trained))
+                    at = end
+            out += [(piece.text[at:], piece.trained)] if at < len(piece.text) else []
+        leading = isinstance(piece, Special) or (leading and not piece.text)
+    return out
 
 
 def prompt_ids(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[int]:

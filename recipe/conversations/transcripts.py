@@ -50,7 +50,9 @@ def is_belle(record: Record) -> bool:
     instruction, answer = record.get("instruction"), record.get("output")
     if not (isinstance(instruction, str) and isinstance(answer, str)):
         return False
-    return instruction.startswith(("Human:", "Human：")) and re.search(r"\nAssistant[:：]\s*\Z", instruction) is not None
+    return (
+        instruction.startswith(("Human:", "Human：")) and re.search(r"\nAssistant[:：]\s*\Z", instruction) is not None
+    )
 
 
 def moss(record: Record) -> Iterator[Dialogue]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recipe.conversations.accounting import Drop
 from recipe.conversations.cleaning import clean, clean_text, fingerprint, in_turn, is_markup
-from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.messages import Conversation, Message
 
 
 def turns(*pairs: tuple[str, str]) -> list[Message]:

@@ -112,8 +112,21 @@ def test_an_escaped_half_of_a_pair_is_json(file: Path) -> None:
     assert values(file) == [{"n": "\ud83d"}]
 
 
-def test_a_broken_record_in_an_array_ends_it_and_says_how_much_was_lost(file: Path) -> None:
-    data = b'[{"n": 1}, {"n": oops, "and": "so it goes on for a while"}, {"n": 3}]'
+@pytest.mark.parametrize("bad", ['{"n": oops, "and": [{"m": 1}]}', '{"n": "x" "y"}', '{"n": "no end, ', '{"n": [1, }'])
+def test_a_broken_record_in_an_array_costs_itself_only(file: Path, bad: str) -> None:
+    """The next record is where its first key is, which the turns inside a record do not have."""
+    good = '{"n": 3, "in": [{"m": 1}, {"m": 2}]}'
+    file.write_text(f"[{good}, {bad}, {good},\n{good}]")
+    first, rejected, *rest = values(file)
+    assert [first, *rest] == [json.loads(good)] * 3
+    assert (rejected.reason, rejected.offset) == (Drop.NOT_JSON, len(good) + 3)
+    assert rejected.size == len(bad) + 2
+    assert f"{len(bad) + 2} bytes were lost" in rejected.detail
+    assert rejected.text.startswith(bad)
+
+
+def test_a_broken_record_without_another_behind_it_ends_the_array(file: Path) -> None:
+    data = b'[{"n": 1}, {"n": oops, "and": "so it goes on for a while"}, 3]'
     file.write_bytes(data)
     first, rejected = values(file)
     assert first == {"n": 1}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.conversations import overview
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.conversations.templates import render
 
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from recipe.conversations import formats, identity
 from recipe.conversations.accounting import Drop
-from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.counting import TokenCounter
 from recipe.conversations.jsonstream import Rejected
+from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.preparing import Preparation
+from recipe.conversations.tokens import encoders
 
 SHAREGPT_LIKE = (
     "fastchat_dummy_conversation.json",
@@ -22,20 +24,25 @@ SHAREGPT_LIKE = (
 )
 
 
+@pytest.fixture(scope="module")
+def counter(byte_level_tokenizer) -> TokenCounter:
+    return TokenCounter(encoders(byte_level_tokenizer))
+
+
 def check(preparation: Preparation, items: list[Conversation | Rejected]) -> None:
     """What the samples hold, plus what has a reason, is what came in; counted here from the items themselves."""
     kept_conversations = kept_turns = 0
     for item in items:
         if prepared := preparation.take(item):
-            conversation, samples = prepared
             kept_conversations += 1
-            kept_turns += conversation.messages[0].role == "system"
-            kept_turns += sum(message.role != "system" for sample in samples for message in sample.messages)
+            kept_turns += prepared.turns
+            turns = sum(message.role != "system" for sample in prepared.samples for message in sample.messages)
+            assert prepared.turns == turns + (prepared.conversation.messages[0].role == "system")
     accounts = preparation.accounts.values()
     assert all(account.balanced() for account in accounts)
     assert sum(account.conversations for account in accounts) == len(items)
     assert sum(account.turns for account in accounts) == sum(
-        len(item.messages) for item in items if isinstance(item, Conversation)
+        len(item.messages) + item.passed_over for item in items if isinstance(item, Conversation)
     )
     assert sum(account.kept_conversations for account in accounts) == kept_conversations
     assert sum(account.kept_turns for account in accounts) == kept_turns
@@ -43,8 +50,8 @@ def check(preparation: Preparation, items: list[Conversation | Rejected]) -> Non
 
 @pytest.mark.parametrize("name", SHAREGPT_LIKE)
 @pytest.mark.parametrize("limit", [96, 2048])
-def test_kept_and_dropped_add_up_on_real_files(assets: Path, byte_level_tokenizer, name: str, limit: int) -> None:
-    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", limit)
+def test_kept_and_dropped_add_up_on_real_files(assets: Path, counter, name: str, limit: int) -> None:
+    preparation = Preparation(counter, "vicuna_v1.1", limit)
     check(preparation, list(formats.read(assets / "conversations" / name)))
 
 
@@ -58,39 +65,26 @@ rejected = st.just(Rejected("b.json", 0, Drop.NOT_JSON, ""))
 
 @given(items=st.lists(raw | rejected, max_size=8), limit=st.integers(60, 300))
 @settings(deadline=None)
-def test_kept_and_dropped_add_up_on_anything(
-    byte_level_tokenizer, items: list[Conversation | Rejected], limit: int
-) -> None:
-    check(Preparation(byte_level_tokenizer, "vicuna_v1.1", limit), items)
+def test_kept_and_dropped_add_up_on_anything(counter, items: list[Conversation | Rejected], limit: int) -> None:
+    check(Preparation(counter, "vicuna_v1.1", limit), items)
 
 
-def test_the_second_of_two_equal_conversations_is_dropped(byte_level_tokenizer) -> None:
-    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 2048)
-    one = Conversation("1", (Message("user", "Hi  there"), Message("assistant", "Hello")), "a.json")
-    same = Conversation("2", (Message("user", "hi there"), Message("assistant", "Hello\n")), "b.json")
-    assert preparation.take(one) is not None
-    assert preparation.take(same) is None
-    account = preparation.accounts["b.json"].as_dict()
-    assert account["conversations"] == {"read": 1, "kept": 0, "dropped": {"duplicate": 1}}
-    assert account["turns"] == {"read": 2, "kept": 0, "dropped": {"in_duplicate": 2}}
-
-
-def test_the_identity_conversations_are_all_kept(byte_level_tokenizer) -> None:
+def test_the_identity_conversations_are_all_kept(counter) -> None:
     found = identity.training("Ada", "Lovelace Works")
-    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 2048)
+    preparation = Preparation(counter, "vicuna_v1.1", 2048)
     check(preparation, [*found])
     assert preparation.accounts[identity.SOURCE].kept_conversations == len(found)
 
 
-def test_over_long_pairs_and_what_stood_around_them_are_accounted_for(byte_level_tokenizer) -> None:
-    preparation = Preparation(byte_level_tokenizer, "vicuna_v1.1", 60)
+def test_over_long_pairs_and_what_stood_around_them_are_accounted_for(counter) -> None:
+    preparation = Preparation(counter, "vicuna_v1.1", 60)
     system, question, answer = Message("system", "s"), Message("user", "q"), Message("assistant", "a " * 99)
     short = Message("assistant", "a")
     assert preparation.take(Conversation("1", (system, question, answer), "a")) is None
     kept = preparation.take(Conversation("2", (system, question, answer, question, short), "b"))
     assert kept is not None
-    assert [sample.messages for sample in kept[1]] == [(system, question, short)]
+    assert [sample.messages for sample in kept.samples] == [(system, question, short)]
     first, second = (preparation.accounts[source].as_dict() for source in "ab")
-    assert first["turns"] == {"read": 3, "kept": 0, "dropped": {"orphan_system": 1, "over_long_pair": 2}}
+    assert first["turns"] == {"read": 3, "kept": 0, "dropped": {"orphan_system": 1, "over_long_pair": 2}, "changed": {}}
     assert first["conversations"] == {"read": 1, "kept": 0, "dropped": {"all_over_long": 1}}
-    assert second["turns"] == {"read": 5, "kept": 3, "dropped": {"over_long_pair": 2}}
+    assert second["turns"] == {"read": 5, "kept": 3, "dropped": {"over_long_pair": 2}, "changed": {}}

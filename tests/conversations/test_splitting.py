@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.conversations.formats import Conversation, Message
+from recipe.conversations.counting import TokenCounter
+from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.splitting import position, split
 from recipe.conversations.templates import render
-from recipe.conversations.tokens import IGNORED, encode
+from recipe.conversations.tokens import IGNORED, encode, encoders
 
 texts = st.text("ab é你</s>\n", max_size=60)
 
@@ -27,7 +28,8 @@ def test_no_turn_is_lost_and_no_sample_is_too_long(
             input_ids, labels = encode(tokenizer, render("vicuna_v1.1", messages))
             return len(input_ids), sum(label != IGNORED for label in labels)
 
-        samples, over_long = split([*head, *turns], tokenizer, "vicuna_v1.1", limit)
+        found = split([*head, *turns], TokenCounter(encoders(tokenizer)), "vicuna_v1.1", limit)
+        samples, over_long = found.samples, found.dropped
         for sample in samples:
             assert (sample.tokens, sample.trained) == count(list(sample.messages))
             assert sample.tokens <= limit
@@ -39,20 +41,63 @@ def test_no_turn_is_lost_and_no_sample_is_too_long(
         assert parts == [message for pair in fitting for message in pair]
 
 
-def test_samples_are_filled_as_far_as_they_go(byte_level_tokenizer) -> None:
+@pytest.fixture(scope="module")
+def counter(byte_level_tokenizer) -> TokenCounter:
+    return TokenCounter(encoders(byte_level_tokenizer))
+
+
+def test_samples_are_filled_as_far_as_they_go(counter) -> None:
     turns = [Message(("user", "assistant")[index % 2], f"text {index}") for index in range(20)]
-    (whole,), _ = split(turns, byte_level_tokenizer, "vicuna_v1.1", 10_000)
-    assert len(split(turns, byte_level_tokenizer, "vicuna_v1.1", whole.tokens)[0]) == 1
-    assert len(split(turns, byte_level_tokenizer, "vicuna_v1.1", whole.tokens - 1)[0]) == 2
+    (whole,) = split(turns, counter, "vicuna_v1.1", 10_000).samples
+    assert len(split(turns, counter, "vicuna_v1.1", whole.tokens).samples) == 1
+    assert len(split(turns, counter, "vicuna_v1.1", whole.tokens - 1).samples) == 2
 
 
-def test_the_last_pair_is_there_when_it_starts_a_sample(byte_level_tokenizer) -> None:
+def test_the_last_pair_is_there_when_it_starts_a_sample(counter) -> None:
     """FastChat loses it."""
     turns = [Message(("user", "assistant")[index % 2], f"text {index}") for index in range(4)]
-    (first, *_), _ = split(turns[:2], byte_level_tokenizer, "vicuna_v1.1", 10_000)
-    samples, over_long = split(turns, byte_level_tokenizer, "vicuna_v1.1", first.tokens)
-    assert [list(sample.messages) for sample in samples] == [turns[:2], turns[2:]]
-    assert over_long == 0
+    (first,) = split(turns[:2], counter, "vicuna_v1.1", 10_000).samples
+    found = split(turns, counter, "vicuna_v1.1", first.tokens)
+    assert [list(sample.messages) for sample in found.samples] == [turns[:2], turns[2:]]
+    assert found.dropped == 0
+
+
+def test_an_over_long_answer_is_cut_at_a_sentence_or_its_pair_dropped(counter) -> None:
+    answer = "One sentence. Another one.\nA line. " + "And so it goes on. " * 50
+    turns = [
+        Message("user", "Well?"),
+        Message("assistant", answer),
+        Message("user", "So?"),
+        Message("assistant", "Yes."),
+    ]
+    short = [turns[0], Message("assistant", "One sentence. Another one.\nA line.")]
+    limit = counter(render("vicuna_v1.1", short))[0] + 3
+    found = split(turns, counter, "vicuna_v1.1", limit, truncate=True)
+    assert [list(sample.messages) for sample in found.samples] == [short, turns[2:]]
+    assert (found.dropped, found.truncated) == (0, 1)
+    assert found.samples[0].tokens == limit - 3
+    found = split(turns, counter, "vicuna_v1.1", limit)
+    assert [list(sample.messages) for sample in found.samples] == [turns[2:]]
+    assert (found.dropped, found.truncated) == (1, 0)
+
+
+@pytest.mark.parametrize("turns", [("q " * 500, "a."), ("q", "no sentence ends here " * 90)])
+def test_what_cannot_be_cut_is_dropped(counter, turns: tuple[str, str]) -> None:
+    pair = [Message("user", turns[0]), Message("assistant", turns[1])]
+    found = split(pair, counter, "vicuna_v1.1", 120, truncate=True)
+    assert (found.samples, found.dropped, found.truncated) == ([], 1, 0)
+
+
+def test_a_turn_of_50_megabytes_is_told_to_be_too_long_without_counting(counter) -> None:
+    huge = [
+        Message("user", "x"),
+        Message("assistant", "a" * 50_000_000),
+        Message("user", "y"),
+        Message("assistant", "b"),
+    ]
+    found = split(huge, counter, "vicuna_v1.1", 2048, truncate=True)
+    assert [list(sample.messages) for sample in found.samples] == [huge[2:]]
+    assert found.dropped == 1
 
 
 def conversation(text: str, name: str = "x") -> Conversation:

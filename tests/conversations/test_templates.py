@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.conversations.templates import Span, Special, render
 from recipe.errors import RecipeError, UsageError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.conversations.templates import Span, Special, render
 from recipe.conversations.tokens import IGNORED, encode, prompt_ids
 from recipe.errors import RecipeError
