@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recipe import quantised
 from recipe.config import Lora
 from recipe.errors import RecipeError
-from recipe.pascal.int8 import Int8Linear
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,8 +42,9 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
 def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
     """Converted weights -> a frozen LlamaForCausalLM in eval mode on `where`.
 
-    precision int8: the decoder's linear layers become Int8Linear, tensor by tensor as they are read, so the
-    unquantised model never exists; fp16, fp32: stored as such (on a CPU fp16 weights compute, and so lie, in fp32).
+    precision int8, nf4: the decoder's linear layers are quantised tensor by tensor as they are read, so the unquantised
+    model never exists, and a copy is left beside the weights, which the next call reads instead, to the same bits;
+    fp16, fp32: stored as such (on a CPU fp16 weights compute, and so lie, in fp32).
     Embeddings, norms and lm_head are in the compute dtype. Raises RecipeError on a missing or superfluous tensor.
     """
     from accelerate import init_empty_weights
@@ -56,18 +57,25 @@ def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config)
     dtype = torch.float32 if precision == "fp32" else compute_dtype(where)
-    seen = set()
-    for name, tensor in read_tensors(path):
-        try:
-            _place(model, name, tensor, precision, dtype, where)
-        except (AttributeError, ValueError) as error:
-            raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
-        seen.add(name)
+    cached = quantised.find(path, precision) if precision in quantised.PRECISIONS else None
+    try:
+        if cached:
+            for name, tensors in quantised.read(cached):
+                _restore(model, name, tensors, precision, dtype, where)
+        else:
+            for name, tensor in read_tensors(path):
+                _place(model, name, tensor, precision, dtype, where)
+    except (AttributeError, ValueError) as error:
+        raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors; convert it again")
-    return model.to(where).requires_grad_(False).eval()
+    model.to(where).requires_grad_(False).eval()
+    if precision in quantised.PRECISIONS and not cached:
+        rest = (item for item in read_tensors(path) if not _is_quantised(model, item[0]))
+        quantised.write(model, Path(path), precision, rest)
+    return model
 
 
 def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
@@ -100,11 +108,30 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dt
     expected = getattr(parent, leaf).shape
     if tensor.shape != expected:
         raise ValueError(f"found shape {list(tensor.shape)}, expected {list(expected)}")
-    if precision == "int8" and isinstance(parent, nn.Linear) and ".layers." in name and leaf == "weight":
-        outer_name, _, attribute = parent_name.rpartition(".")
-        setattr(model.get_submodule(outer_name), attribute, Int8Linear(tensor.to(where)))
+    if precision in quantised.PRECISIONS and quantised.is_quantised(name, parent):
+        _replace(model, parent_name, quantised.linear(tensor, precision, where, dtype))
     else:
         setattr(parent, leaf, nn.Parameter(tensor.to(where, dtype), requires_grad=False))
+
+
+def _restore(
+    model: nn.Module, name: str, tensors: dict[str, torch.Tensor], precision: str, dtype: torch.dtype, where: Any
+) -> None:
+    """What `_place` did when the quantised copy was made; here `tensors` are all of one module."""
+    if _is_quantised(model, f"{name}.weight"):
+        _replace(model, name, quantised.restored(tensors, precision, where, dtype))
+    else:
+        for leaf, tensor in tensors.items():
+            _place(model, f"{name}.{leaf}", tensor, precision, dtype, where)
+
+
+def _is_quantised(model: nn.Module, name: str) -> bool:
+    return quantised.is_quantised(name, model.get_submodule(name.rpartition(".")[0]))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    outer, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(outer), attribute, module)
 
 
 def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel":

@@ -17,8 +17,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from recipe import console, provenance
 from recipe.config import Train
 from recipe.data import batches, collate
-from recipe.errors import RecipeError
+from recipe.errors import RecipeError, UnfitError
 from recipe.model import check_adapter, held_out_nll, trained_nll
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 
 
 class LoraTrainer(Trainer):
@@ -83,6 +85,11 @@ def plan_micro_batches(samples: int, train: Train) -> list[list[int]]:
 
 def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
     """Our fields in the Trainer's words."""
+    if train.optimizer == "adamw8bit" and not on_card:
+        raise UnfitError(
+            "train.optimizer is adamw8bit on a CPU, expected a CUDA card: bitsandbytes has 8-bit moments for that "
+            "alone; set train.optimizer = adamw"
+        )
     return TrainingArguments(
         output_dir=str(folder),
         seed=train.seed,
@@ -96,7 +103,7 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
         warmup_ratio=train.warmup_ratio,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch",
+        optim=OPTIMIZERS[train.optimizer],
         fp16=on_card,  # autocast and a loss scale: fp16 gradients of a mean over thousands of tokens would vanish
         use_cpu=not on_card,
         gradient_checkpointing=train.recompute,

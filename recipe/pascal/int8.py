@@ -73,6 +73,15 @@ class Int8Linear(nn.Linear):
 
     scale: torch.Tensor
 
+    @classmethod
+    def from_codes(cls, codes: torch.Tensor, scale: torch.Tensor) -> "Int8Linear":
+        """A layer from what `quantize` gave earlier: codes [out, in] int8, scale [out, 1] fp32, no bias."""
+        layer = cls.__new__(cls)
+        nn.Linear.__init__(layer, codes.shape[1], codes.shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(codes, requires_grad=False)
+        layer.register_buffer("scale", scale)
+        return layer
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] float -> [..., out] in the same dtype (autocast's where that is on)."""
         if x.is_cuda and torch.is_autocast_enabled():

@@ -183,16 +183,22 @@ def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
 def backward_work(shape: Shape, step: Step) -> int:
     """The most that one layer's backward pass has beyond the activations it began with, as they are freed one by one.
 
-    Three moments: the gradients of the MLP's product; a wide frozen layer with its weight dequantised; the softmax.
+    Four moments: the dropout of an adapter on down_proj, down_proj with its weight dequantised, the product before it,
+    and the softmax. Beside each lies the residual stream's gradient.
     """
-    stream = 2 * step.tokens * shape.hidden_size * step.width  # the residual's gradient and a branch's
+    stream = step.tokens * shape.hidden_size * step.width
     wide = step.tokens * shape.intermediate_size * step.width
-    lora = step.tokens * shape.intermediate_size * 2 * FP32 if step.half and "down_proj" in step.targets else 0
-    moments = [stream + max(3 * wide, wide + dequantised_bytes(shape, step), wide + lora)]
-    if step.attention == "eager":
-        gradients = 2 * FP32  # coming in and going out, in fp32; softmax's result is among the kept
+    adapted = "down_proj" in step.targets
+    freed = _lora(shape, step, ("down_proj",))
+    moments = [
+        stream + (1 + adapted) * wide + dequantised_bytes(shape, step) - freed,
+        stream + 3 * wide - freed,  # the gradients of the product and of its two factors
+    ]
+    if adapted and step.dropout:  # coming in and going out, in peft's fp32; A's input is gone
+        moments.append(stream + step.tokens * shape.intermediate_size * (2 * FP32 - step.width))
+    if step.attention == "eager":  # coming in and going out in fp32; softmax's result is among the kept
         gone = step.width if step.half else 0  # the 16-bit copy for the product with value
-        moments.append(stream + _scores(shape, step) * (gradients - gone) - _after_scores(shape, step))
+        moments.append(stream + _scores(shape, step) * (2 * FP32 - gone) - _after_scores(shape, step))
     return max(moments)
 
 
