@@ -98,14 +98,20 @@ class Train:
 
     seed: int = opt(0, "seed of adapter initialisation, data order and dropout")
     epochs: float = opt(1.0, "passes over the corpus")
-    micro_batch: int = opt(1, "conversations per forward pass")
-    accumulation: int = opt(32, "forward passes per optimizer step")
+    micro_batch_tokens: int = opt(
+        2048, "tokens per forward pass: whole conversations side by side, at least corpus.max_length"
+    )
+    accumulation: int = opt(16, "forward passes per optimizer step")
     learning_rate: float = opt(3e-4, "peak learning rate")
     warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
     optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
-    recompute: bool = opt(True, "recompute activations in the backward pass: less memory, a third more time")
+    recompute: int = opt(
+        -1,
+        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all",
+        hashed=False,
+    )
     eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
     keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)

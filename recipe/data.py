@@ -1,7 +1,8 @@
-"""Samples as tensors: a prepared corpus file -> token ids and labels -> padded batches."""
+"""Samples as tensors: a prepared corpus file -> token ids and labels -> packs, conversations side by side."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 
 from recipe import console
 from recipe.conversations.formats import Message
+from recipe.conversations.packing import pack
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import encode
 from recipe.errors import RecipeError
@@ -42,23 +44,29 @@ def encode_file(file: Path, tokenizer: Any, template: str) -> "Dataset":
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
-def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Rows padded on the right to the longest: input_ids, attention_mask, labels, each [rows, length] int64."""
-    length = max(len(sample["input_ids"]) for sample in samples)
+def lengths(rows: "Dataset") -> list[int]:
+    """Tokens of every row."""
+    return [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
 
-    def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([list(sample[name]) + [fill] * (length - len(sample[name])) for sample in samples])
 
-    mask = [[1] * len(sample["input_ids"]) + [0] * (length - len(sample["input_ids"])) for sample in samples]
+def collate(samples: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """One pack: `input_ids`, `position_ids`, `labels`, each [1, tokens] int64, and `lengths`, a list of ints.
+
+    Positions restart with every conversation, and the first token of each is no target: the one before is another's.
+    """
     return {
-        "input_ids": padded("input_ids", 0),  # any id: nothing attends to it
-        "attention_mask": torch.tensor(mask),
-        "labels": padded("labels", IGNORED),
+        "input_ids": _row(sample["input_ids"] for sample in samples),
+        "position_ids": _row(range(len(sample["input_ids"])) for sample in samples),
+        "labels": _row([IGNORED, *sample["labels"][1:]] for sample in samples),
+        "lengths": [len(sample["input_ids"]) for sample in samples],
     }
 
 
-def batches(rows: "Dataset", size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches of `size` rows, in order of length so that little is padding. The order never changes a sum."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    for start in range(0, len(order), size):
-        yield collate([rows[row] for row in order[start : start + size]])
+def _row(parts: Iterable[Iterable[int]]) -> torch.Tensor:
+    return torch.tensor([list(itertools.chain.from_iterable(parts))])
+
+
+def batches(rows: "Dataset", budget: int) -> Iterator[dict[str, Any]]:
+    """All rows in packs of at most `budget` tokens. Which share one never changes a sum."""
+    for chosen in pack(lengths(rows), budget, seed=0):
+        yield collate([rows[row] for row in chosen])

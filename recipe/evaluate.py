@@ -44,7 +44,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     for who, adapter in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
         with adapter():
             console.say(f"{who} model: held-out loss, then {len(questions)} prompts")
-            nll, count = model.held_out_nll(tuned, data.batches(rows, max(1, config.train.micro_batch)))
+            nll, count = model.held_out_nll(tuned, data.batches(rows, config.train.micro_batch_tokens))
             result[who] = scores(nll, count, size)
             answers[who] = ask(tuned, tokenizer, config, questions)
     result["answers"] = [

@@ -1,17 +1,19 @@
 """The model as every stage uses it: a frozen base, an adapter on it, its held-out loss, its answers."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from recipe import quantised
 from recipe.config import Lora
 from recipe.errors import RecipeError
+from recipe.pascal.attention import packed_attention
+from recipe.pascal.loss import chunked_nll
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "adapter_model.safetensors"
 IGNORED = -100  # the label of a position without loss, as torch's cross entropy has it
+ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' attention functions
 
 
 def device() -> torch.device:
@@ -49,10 +52,12 @@ def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
     """
     from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     check_folder(path)
     config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
-    config._attn_implementation = "eager"
+    ALL_ATTENTION_FUNCTIONS[ATTENTION] = packed_attention
+    config._attn_implementation = ATTENTION
     config._name_or_path = ""  # a path of this machine must not reach the adapter's config
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config)
@@ -139,10 +144,12 @@ def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel"
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    # of the decoder's layers: the loss reads lm_head's weight, so an adapter on it would be passed over
+    modules = model.model.layers.named_modules()
+    known = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
     unknown = set(lora.target_modules) - known
     if unknown:
-        raise RecipeError(f"lora.target_modules: the model has no {min(unknown)}, it has {', '.join(sorted(known))}")
+        raise RecipeError(f"lora.target_modules: a layer has no {min(unknown)}, it has {', '.join(sorted(known))}")
     set_seed(seed)
     settings = LoraConfig(
         r=lora.rank,
@@ -190,36 +197,47 @@ def check_adapter(path: Path, trained: bool = True) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def trained_nll(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood (nats, fp32) of a batch's trained tokens, and how many there are.
+def causal_lm(model: Any) -> "LlamaForCausalLM":
+    """The LLaMA itself, from under an adapter if there is one (its layers stay the adapter's)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    batch: input_ids, attention_mask, labels, all [rows, length] int64, labels unshifted. Logits exist only at columns
-    that predict a trained token in some row: elsewhere no loss is, and a vocabulary of 32,000 is wide.
+
+def autocast(where: torch.device) -> AbstractContextManager:
+    """fp16 matmuls on a card; nothing on a CPU."""
+    return torch.autocast("cuda", torch.float16) if where.type == "cuda" else nullcontext()
+
+
+def trained_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+    """Summed negative log-likelihood (nats, fp32) of a pack's trained tokens, and how many there are.
+
+    batch: what `data.collate` makes. Only the hidden states that predict a trained token meet lm_head, a few at a
+    time. Raises RecipeError where there is none.
     """
-    targets = batch["labels"][:, 1:]
-    keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    count = (targets != IGNORED).sum()
+    llama = causal_lm(model)
+    where = llama.lm_head.weight.device
+    targets = batch["labels"][0, 1:].to(where)
+    keep = (targets != IGNORED).nonzero().squeeze(1)
     if not len(keep):
         raise RecipeError("a batch without a trained token: the corpus holds a sample without an assistant turn")
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False
-    ).logits
-    nll = F.cross_entropy(
-        logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return nll, count
+    with autocast(where):
+        hidden = llama.model(
+            input_ids=batch["input_ids"].to(where),
+            position_ids=batch["position_ids"].to(where),
+            attention_mask=torch.empty(1, 1, 1, 1, device=where),  # unread; its shape keeps transformers from S x S
+            use_cache=False,
+            lengths=batch["lengths"],
+        ).last_hidden_state
+        return chunked_nll(hidden[0, keep], llama.lm_head.weight, targets[keep]), len(keep)
 
 
-def held_out_nll(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float, int]:
+def held_out_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[float, int]:
     """Total negative log-likelihood in nats and number of trained tokens over `batches`; dropout off, no gradients."""
     training, total, count = model.training, 0.0, 0
     model.eval()
-    where = next(model.parameters()).device
     with torch.no_grad():
         for batch in batches:
-            with torch.autocast("cuda", torch.float16, enabled=where.type == "cuda"):
-                nll, tokens = trained_nll(model, {name: tensor.to(where) for name, tensor in batch.items()})
-            total, count = total + nll.item(), count + int(tokens)
+            nll, tokens = trained_nll(model, batch)
+            total, count = total + nll.item(), count + tokens
     model.train(training)
     return total, count
 
@@ -248,7 +266,7 @@ def answers(
     padding = [length - len(prompt) for prompt in prompts]  # on the left, so that every answer begins in one column
     ids = torch.tensor([[end] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=where)
     mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding], device=where)
-    with torch.no_grad(), torch.autocast("cuda", torch.float16, enabled=where.type == "cuda"):
+    with torch.no_grad(), autocast(where):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,

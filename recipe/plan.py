@@ -25,7 +25,7 @@ CARD_MIB = 16_280  # what the driver reports of a P100's 16 GB
 CONTEXT_MIB = 500  # the CUDA context and cuBLAS: assumed, 300 to 500 on other cards
 MARGIN_MIB = 500  # what the allocator loses between blocks: assumed
 TFLOPS = (7.9, 8.4)  # a large fp16 torch matmul on a P100-PCIE, as two public benchmarks measured it
-ATTENTION = "eager"  # what recipe.model.load asks transformers for
+ATTENTION = "sdpa"  # what recipe.pascal.attention is: fused, mask-free, so no S x S scores
 MIB = 1 << 20
 ESTIMATED = "estimated by arithmetic, not yet measured on a P100"
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases this recipe is meant for
@@ -52,7 +52,7 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
     shape, origin = read_shape(config, size)
     check_targets(config, shape)
     step = step_of(config)
-    recomputed = shape.num_hidden_layers if config.train.recompute else 0
+    recomputed = recomputed_layers(config, shape)
     estimate = memory.estimate(shape, step, recomputed)
     budget = (CARD_MIB - CONTEXT_MIB - MARGIN_MIB) * MIB
     corpus = read_corpus(config, tokens)
@@ -92,14 +92,22 @@ def check_targets(config: Config, shape: "Shape") -> None:
         raise UsageError(f"lora.target_modules: no {min(unknown)} in a LLaMA, it has {', '.join(shape.linears())}")
 
 
+def recomputed_layers(config: Config, shape: "Shape") -> int:
+    """train.recompute as a number of layers that this base has."""
+    layers, asked = shape.num_hidden_layers, config.train.recompute
+    if not -1 <= asked <= layers:
+        raise UsageError(f"train.recompute is {asked}, expected -1 (all) to {layers}, the base's number of layers")
+    return layers if asked == -1 else asked
+
+
 def step_of(config: Config, half: bool = True) -> "Step":
-    """The largest step of the run: every row as long as the limit, a loss at every position."""
+    """The largest step of the run: a full pack, a loss at every position."""
     from recipe.pascal.memory import Step
 
     return Step(
-        rows=config.train.micro_batch,
-        length=config.corpus.max_length,
-        trained=config.corpus.max_length,
+        rows=1,
+        length=config.train.micro_batch_tokens,
+        trained=config.train.micro_batch_tokens,
         rank=config.lora.rank,
         targets=config.lora.target_modules,
         dropout=config.lora.dropout > 0,
@@ -135,20 +143,18 @@ def advice(config: Config, shape: "Shape", budget: int) -> str:
     from recipe.pascal.memory import estimate
 
     changes: list[dict[str, Any]] = [
-        {"train.recompute": True},
+        {"train.recompute": -1},
         {"base.precision": "int8"},
         {"base.precision": "nf4"},
-        {"train.micro_batch": 1},
-        {"corpus.max_length": 1024},
-        {"corpus.max_length": 512},
+        {"corpus.max_length": 1024, "train.micro_batch_tokens": 1024},
+        {"corpus.max_length": 512, "train.micro_batch_tokens": 512},
         {"train.optimizer": "adamw8bit"},
     ]
     together = {key: value for change in changes for key, value in change.items()}
 
     def fits(change: dict[str, Any]) -> bool:
         changed = changed_config(config, change)
-        recomputed = shape.num_hidden_layers if changed.train.recompute else 0
-        return estimate(shape, step_of(changed), recomputed).peak <= budget
+        return estimate(shape, step_of(changed), recomputed_layers(changed, shape)).peak <= budget
 
     def said(change: dict[str, Any]) -> str:
         return ", ".join(f"{key} = {json.dumps(value)}" for key, value in change.items())
@@ -162,12 +168,12 @@ def advice(config: Config, shape: "Shape", budget: int) -> str:
 
 
 def changed_config(config: Config, change: dict[str, Any]) -> Config:
-    """`config` with some fields, by dotted key, set to other values; a length is never raised."""
+    """`config` with some fields, by dotted key, set to other values; a length or a budget is never raised."""
     for dotted, value in change.items():
         section, _, key = dotted.partition(".")
         part = getattr(config, section)
-        if dotted == "corpus.max_length":
-            value = min(value, part.max_length)
+        if dotted in ("corpus.max_length", "train.micro_batch_tokens"):
+            value = min(value, getattr(part, key))
         config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
     return config
 
@@ -191,7 +197,7 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
     """FLOP per token, tokens per second at the matmul rate, steps and hours; None where the corpus is not known."""
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     weights = 2 * shape.linear_parameters()
-    scores = 4 * layers * step.length * hidden  # query x key and scores x value, the whole square, at the longest
+    scores = 4 * layers * config.corpus.max_length * hidden  # query x key, scores x value: the square, at the longest
     head = 2 * shape.vocab_size * hidden * corpus.trained_share
     flop = {
         "forward": weights,
@@ -201,13 +207,12 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
         "lm_head": int(2 * head),
     }
     speed = [rate * 1e12 / sum(flop.values()) for rate in TFLOPS]
-    epochs, per_step = config.train.epochs, config.train.micro_batch * config.train.accumulation
+    epochs, per_step = config.train.epochs, config.train.micro_batch_tokens * config.train.accumulation
     out: dict[str, Any] = {"flop_per_token": flop, "tflops": TFLOPS, "tokens_per_second": [round(s, 1) for s in speed]}
     out |= {"hours_per_million_tokens": [round(1e6 / s / 3600, 2) for s in speed], "corpus": corpus.source}
     out |= {"epochs": epochs, "tokens": corpus.tokens, "samples": corpus.samples, "steps": None, "hours": None}
-    if corpus.samples is not None:
-        out["steps"] = max(1, math.ceil(round(corpus.samples * epochs / per_step, 6)))
     if corpus.tokens is not None:
+        out["steps"] = max(1, math.ceil(round(corpus.tokens * epochs / per_step, 6)))  # were every pack full
         out["hours"] = [round(corpus.tokens * epochs / s / 3600, 1) for s in speed]
     return out
 
@@ -262,13 +267,13 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     out = console.table(lines).splitlines()
     out.append(f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow} to {fast} tokens/s")
     if time["steps"] is not None:
-        out.append(f"{time['samples']:,} samples x {time['epochs']:g} epochs: {time['steps']:,} optimizer steps")
+        out.append(f"{time['tokens']:,} tokens x {time['epochs']:g} epochs: {time['steps']:,} optimizer steps at least")
     if time["hours"] is None:
         out.append(f"tokens unknown ({time['corpus']}): a million take {_span(time['hours_per_million_tokens'])} hours")
     else:
         out.append(
             f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epochs: {_span(time['hours'])} hours"
-            " if matmuls were all; padding is not counted"
+            " if matmuls were all"
         )
     return out
 

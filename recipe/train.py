@@ -9,6 +9,8 @@ from typing import Any
 from recipe import config as configs
 from recipe import console, provenance
 from recipe.config import Config
+from recipe.conversations.packing import fill, schedule
+from recipe.errors import UsageError
 
 STAGE = "train"
 
@@ -23,6 +25,7 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipe import data, model, trainer
 
+    check(config)
     logging.set_verbosity_error()
     inputs, settings = inputs_of(config), settings_of(config)
     folder = folder_of(config, settings, inputs)
@@ -58,6 +61,20 @@ def run(config: Config) -> dict[str, Any]:
     return provenance.write_manifest(
         folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",)
     )
+
+
+def check(config: Config) -> None:
+    """What no later error would say as clearly. Raises UsageError."""
+    if config.train.micro_batch_tokens < config.corpus.max_length:
+        raise UsageError(
+            f"train.micro_batch_tokens is {config.train.micro_batch_tokens}, expected room for the longest "
+            f"conversation, corpus.max_length = {config.corpus.max_length}; raise it, or prepare a shorter corpus"
+        )
+    if config.train.epochs <= 0 or config.train.accumulation < 1:
+        raise UsageError(
+            f"train.epochs is {config.train.epochs} and train.accumulation {config.train.accumulation}, expected both "
+            "above 0; raise them"
+        )
 
 
 def inputs_of(config: Config) -> dict[str, str]:
@@ -124,10 +141,13 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
     """The numbers of a run that are the same on every replay."""
     losses = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
     labels = rows.with_format("numpy")["labels"]
+    sizes = [len(sample) for sample in labels]
     return {
         "steps": loop.state.global_step,
+        "packs": len(loop.packs),
+        "packs_filled": fill(loop.packs, sizes, loop.budget),
         "samples": len(rows),
-        "tokens": sum(len(sample) for sample in labels),
+        "tokens": sum(sizes),
         "trained_tokens": int(sum((sample[1:] != -100).sum() for sample in labels)),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
@@ -137,17 +157,18 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
 
 def preview(config: Config) -> dict[str, Any]:
     """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
-    inputs, settings = inputs_of(config), settings_of(config)
-    with open(Path(config.corpus.path) / "train.jsonl", encoding="utf-8") as lines:
-        samples = sum(1 for _ in lines)
-    from recipe.trainer import plan_micro_batches
+    from recipe import data, model
 
-    steps = len(plan_micro_batches(samples, config.train)) // config.train.accumulation
+    check(config)
+    inputs, settings, train = inputs_of(config), settings_of(config), config.train
+    tokenizer = model.load_tokenizer(Path(config.base.path))
+    rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
+    packs = schedule(data.lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation)
     return {
         "run": str(folder_of(config, settings, inputs)),
-        "samples": samples,
-        "samples_per_step": config.train.micro_batch * config.train.accumulation,
-        "steps": steps,
+        "samples": len(rows),
+        "tokens_per_step": train.micro_batch_tokens * train.accumulation,
+        "steps": len(packs) // train.accumulation,
         "inputs": inputs,
     }
 
@@ -158,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     config = console.load_config(args)
     if args.dry_run:
         plan = preview(config)
-        work = f"{plan['samples']} samples in {plan['steps']} steps of {plan['samples_per_step']}"
+        work = f"{plan['samples']} samples in {plan['steps']} steps of at most {plan['tokens_per_step']:,} tokens"
         console.show(plan, f"would train {work} -> {plan['run']}", args.json)
         return 0
     manifest = run(config)

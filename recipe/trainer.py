@@ -16,9 +16,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from recipe import console, provenance
 from recipe.config import Train
-from recipe.data import batches, collate
-from recipe.errors import RecipeError, UnfitError
-from recipe.model import check_adapter, held_out_nll, trained_nll
+from recipe.conversations.packing import schedule
+from recipe.data import batches, collate, lengths
+from recipe.errors import RecipeError, UnfitError, UsageError
+from recipe.model import causal_lm, check_adapter, held_out_nll, trained_nll
+from recipe.pascal.recompute import recompute_first
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 
@@ -26,29 +28,30 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 class LoraTrainer(Trainer):
     """Trainer with the loss normalised over the trained tokens of the whole optimizer step."""
 
-    def __init__(self, *args: Any, micro_batches: list[list[int]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, packs: list[list[int]], budget: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.micro_batches = micro_batches
+        self.packs = packs  # of the whole run, in order
+        self.budget = budget  # tokens of a pack
         self.model_accepts_loss_kwargs = (
             True  # compute_loss divides by the step's tokens, Trainer must not divide again
         )
-        self.tokens = 0  # useful tokens (no padding) fed since this process began
+        self.tokens = 0  # fed since this process began
 
     def get_train_dataloader(self) -> DataLoader:
-        """The whole run as one pass over its micro-batches, so that resuming is skipping and nothing else.
+        """The whole run as one pass over its packs, so that resuming is skipping and nothing else.
 
-        Trainer's own epochs are not used: where an epoch's micro-batches are no multiple of the accumulation, it
+        Trainer's own epochs are not used: where an epoch's packs are no multiple of the accumulation, it
         counts fewer steps than it makes (transformers 4.49), ends early, and resumes at another sample.
         """
-        loader = DataLoader(self.train_dataset, batch_sampler=self.micro_batches, collate_fn=self.data_collator)
+        loader = DataLoader(self.train_dataset, batch_sampler=self.packs, collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> torch.Tensor:
-        """The micro-batch's share of the step's mean loss: summed nats over the step's number of trained tokens."""
+        """The pack's share of the step's mean loss: summed nats over the step's number of trained tokens."""
         nll, count = trained_nll(model, inputs)
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += inputs["input_ids"].numel()
         return nll / (num_items_in_batch or count)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -62,25 +65,10 @@ class LoraTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out loss over trained tokens: one sum over all of them, whatever the batches look like."""
-        nll, count = held_out_nll(self.model, batches(self.eval_dataset, self.args.per_device_eval_batch_size))
+        nll, count = held_out_nll(self.model, batches(self.eval_dataset, self.budget))
         metrics = {"eval_loss": nll / count}
         self.log(dict(metrics))
         return metrics
-
-
-def plan_micro_batches(samples: int, train: Train) -> list[list[int]]:
-    """The rows of every micro-batch of the run, in order: each epoch a new permutation, one after the other.
-
-    Every optimizer step has exactly `accumulation` micro-batches of `micro_batch` rows; the last one is filled from
-    the order of the epoch that would come next, so no sample is ever left out.
-    """
-    generator = torch.Generator().manual_seed(train.seed)
-    steps = max(1, math.ceil(round(samples * train.epochs / (train.micro_batch * train.accumulation), 6)))
-    order: list[int] = []
-    while len(order) < steps * train.accumulation * train.micro_batch:
-        order += torch.randperm(samples, generator=generator).tolist()
-    starts = range(0, steps * train.accumulation * train.micro_batch, train.micro_batch)
-    return [order[start : start + train.micro_batch] for start in starts]
 
 
 def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
@@ -94,9 +82,8 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
         output_dir=str(folder),
         seed=train.seed,
         data_seed=train.seed,
-        num_train_epochs=1,  # the micro-batches of all epochs are one pass
-        per_device_train_batch_size=train.micro_batch,
-        per_device_eval_batch_size=train.micro_batch,
+        num_train_epochs=1,  # the packs of all epochs are one pass
+        per_device_train_batch_size=1,  # a pack
         gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",
@@ -106,8 +93,6 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
         optim=OPTIMIZERS[train.optimizer],
         fp16=on_card,  # autocast and a loss scale: fp16 gradients of a mean over thousands of tokens would vanish
         use_cpu=not on_card,
-        gradient_checkpointing=train.recompute,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the reentrant kind finds no gradient on a frozen base
         logging_steps=1,
         logging_nan_inf_filter=False,  # the default hides exactly what must stop the run
         eval_strategy="steps" if train.eval_steps else "no",
@@ -121,12 +106,17 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
 
 
 def make(model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_card: bool) -> LoraTrainer:
-    """The Trainer of one run, its callbacks in place."""
+    """The Trainer of one run, its callbacks in place and as many layers recomputing as asked for."""
+    try:
+        recompute_first(causal_lm(model).model.layers, train.recompute)
+    except ValueError as error:
+        raise UsageError(f"train.recompute: {error}") from None
     trainer = LoraTrainer(
         model=model,
         args=arguments(train, folder / "checkpoints", on_card),
         data_collator=collate,
-        micro_batches=plan_micro_batches(len(rows), train),
+        packs=schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation),
+        budget=train.micro_batch_tokens,
         train_dataset=rows,
         eval_dataset=val_rows,
     )

@@ -50,7 +50,7 @@ def test_an_unknown_section_lists_what_is_known():
         ("train.epochs", "three", "expected float"),
         ("train.seed", 1.5, "expected int"),
         ("train.seed", True, "expected int"),
-        ("train.recompute", 1, "expected bool"),
+        ("train.recompute", True, "expected int"),
         ("lora.target_modules", "q_proj", "expected a list of strings"),
         ("base.precision", "int4", "expected one of int8, nf4, fp16, fp32"),
         ("train", 3, "is a section"),

@@ -32,7 +32,7 @@ def reference(tiny_base):
 
 def test_fp32_gives_transformers_own_logits(tiny_base, batch, reference):
     ours = model.load(tiny_base, "fp32", CPU)
-    ids = batch["input_ids"]
+    ids = batch["input_ids"][:, : batch["lengths"][0]]
     torch.testing.assert_close(ours(input_ids=ids).logits, reference(input_ids=ids).logits)
     assert not any(parameter.requires_grad for parameter in ours.parameters())
 
@@ -46,23 +46,74 @@ def test_int8_replaces_the_decoders_linear_layers_and_stays_close(tiny_base, bat
     assert 0 < error < 0.03
 
 
-def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, batch, reference):
-    nll, count = model.trained_nll(model.load(tiny_base, "fp32", CPU), batch)
-    logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    targets = batch["labels"][:, 1:]
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    torch.testing.assert_close(nll, expected)
-    assert count == (targets != -100).sum() and count < batch["attention_mask"].sum()
-
-
-def test_padding_changes_no_loss(tiny_base, batch):
-    ours = model.load(tiny_base, "fp32", CPU)
-    whole, _ = model.trained_nll(ours, batch)
-    rows = [
-        {name: tensor[i : i + 1, : batch["attention_mask"][i].sum()] for name, tensor in batch.items()}
-        for i in range(3)
+def alone(batch):
+    """The pack's conversations, each as a pack of its own."""
+    parts = {name: value.split(batch["lengths"], dim=1) for name, value in batch.items() if name != "lengths"}
+    return [
+        {name: part[number] for name, part in parts.items()} | {"lengths": [length]}
+        for number, length in enumerate(batch["lengths"])
     ]
-    torch.testing.assert_close(whole, sum(model.trained_nll(ours, row)[0] for row in rows))
+
+
+def test_a_pack_is_its_conversations_side_by_side(batch):
+    ids, positions, labels = (batch[name] for name in ("input_ids", "position_ids", "labels"))
+    assert ids.shape == positions.shape == labels.shape == (1, sum(batch["lengths"])) and len(batch["lengths"]) == 3
+    for part in alone(batch):
+        assert part["position_ids"].tolist() == [list(range(part["lengths"][0]))]
+        assert part["input_ids"][0, 0] == 1, "each begins with its own BOS"
+        assert part["labels"][0, 0] == -100 and (part["labels"] != -100).any()
+
+
+def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, batch, reference):
+    """Against transformers itself with eager attention and whole logits, one conversation at a time."""
+    nll, count = model.trained_nll(model.load(tiny_base, "fp32", CPU), batch)
+    expected = torch.zeros(())
+    for part in alone(batch):
+        logits, targets = reference(input_ids=part["input_ids"]).logits[0, :-1], part["labels"][0, 1:]
+        expected = expected + F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(nll, expected)
+    assert count == (batch["labels"] != -100).sum() and count < sum(batch["lengths"])
+
+
+def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, batch, reference):
+    """Packing, attention, loss and recomputation at once change nothing: LoRA on every kind of layer, fp32."""
+    from peft import LoraConfig, get_peft_model
+
+    from recipe.pascal.recompute import recompute_first
+
+    lora = Lora(rank=4, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj", "o_proj", "down_proj"))
+    ours = model.add_adapter(model.load(tiny_base, "fp32", CPU), lora, seed=0).train()
+    settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=list(lora.target_modules))
+    theirs = get_peft_model(reference.requires_grad_(False), settings)
+    ours_by_name = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    theirs_by_name = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in ours_by_name.items():
+            parameter.normal_(std=0.1)
+            theirs_by_name[name].copy_(parameter)
+    recompute_first(model.causal_lm(ours).model.layers, 1)
+    model.trained_nll(ours, batch)[0].backward()
+    for part in alone(batch):
+        logits, targets = theirs(input_ids=part["input_ids"]).logits[0, :-1], part["labels"][0, 1:]
+        F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").backward()
+    assert len(ours_by_name) == 2 * 4 * 2
+    for name, parameter in ours_by_name.items():
+        torch.testing.assert_close(parameter.grad, theirs_by_name[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_training_takes_only_calls_that_torch_2_0_can_send_to_its_sm_60_kernel(tiny_base, batch, monkeypatch):
+    """No mask, no dropout, no scale, whatever transformers, peft and recomputation do on the way."""
+    calls, real = [], F.scaled_dot_product_attention
+
+    def spy(*args, **kwargs):
+        calls.append((len(args), kwargs))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    lora = Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj"))
+    tuned = model.add_adapter(model.load(tiny_base, "int8", CPU), lora, seed=0).train()
+    model.trained_nll(tuned, batch)[0].backward()
+    assert calls == [(3, {"is_causal": True})] * 2 * 3, "two layers, three conversations"
 
 
 def test_a_batch_without_a_trained_token_is_refused(tiny_base, batch):
@@ -90,9 +141,10 @@ def test_the_seed_decides_the_adapter_and_b_is_zero(tiny_base):
     assert all(p.eq(0).all() for name, p in one.items() if "lora_B" in name)
 
 
-def test_an_unknown_target_module_names_what_there_is(tiny_base):
-    with pytest.raises(RecipeError, match=r"has no qproj, it has down_proj, gate_proj"):
-        model.add_adapter(model.load(tiny_base, "int8", CPU), Lora(target_modules=("qproj",)), 0)
+@pytest.mark.parametrize("name", ["qproj", "lm_head"])
+def test_an_unknown_target_module_names_what_there_is(tiny_base, name):
+    with pytest.raises(RecipeError, match=rf"has no {name}, .* has down_proj, gate_proj"):
+        model.add_adapter(model.load(tiny_base, "int8", CPU), Lora(target_modules=(name,)), 0)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import torch
 
 from recipe import config as configs
 from recipe import console, data, evaluate, model, provenance, train, trainer
-from recipe.errors import RecipeError
+from recipe.conversations.packing import pack
+from recipe.errors import RecipeError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,19 +148,28 @@ def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_pat
     assert adapter_sha(latest(run)) == adapter_sha(latest(whole))
 
 
-def test_accumulation_and_batching_change_nothing(tiny_run, tiny_base, tiny_corpus, tmp_path):
-    """One optimizer step over six conversations of uneven length: as one batch, two, three and six."""
+def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpus, tmp_path):
+    """One optimizer step over six conversations of uneven length: as one pack, a few, and each alone."""
     rows = data.encode_file(tiny_corpus / "train.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1").select(
         range(6)
     )
     gradients = []
-    for micro, accumulation in ((6, 1), (3, 2), (2, 3), (1, 6)):
+    sizes = data.lengths(rows)
+    assert len(set(sizes)) > 1
+    counts = []
+    for budget in (sum(sizes), max(sizes) * 3, max(sizes) * 2, max(sizes)):
+        counts.append(len(pack(sizes, budget, tiny_run.train.seed)))
         settings = dataclasses.replace(
-            tiny_run.train, micro_batch=micro, accumulation=accumulation, epochs=1.0, max_grad_norm=1e9, save_steps=100
+            tiny_run.train,
+            micro_batch_tokens=budget,
+            accumulation=counts[-1],
+            epochs=1.0,
+            max_grad_norm=1e9,
+            save_steps=100,
         )
         lora = dataclasses.replace(tiny_run.lora, dropout=0.0)
         tuned = model.add_adapter(model.load(tiny_base, "int8", torch.device("cpu")), lora, 0)
-        loop = trainer.make(tuned, settings, tmp_path / f"{micro}", rows, rows, on_card=False)
+        loop = trainer.make(tuned, settings, tmp_path / f"{budget}", rows, rows, on_card=False)
         seen = {}
 
         class Spy(trainer.TrainerCallback):
@@ -169,6 +179,7 @@ def test_accumulation_and_batching_change_nothing(tiny_run, tiny_base, tiny_corp
         loop.add_callback(Spy())
         loop.train()
         gradients.append(seen)
+    assert counts[0] == 1 and counts[-1] == 6 and len(set(counts)) > 2
     for other in gradients[1:]:
         assert other.keys() == gradients[0].keys() and len(other) == 12
         for name, gradient in gradients[0].items():
@@ -177,9 +188,19 @@ def test_accumulation_and_batching_change_nothing(tiny_run, tiny_base, tiny_corp
 
 def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
     train.run(tiny_run)
-    again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "again")), recompute=False)
-    train.run(again)
-    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
+    for count in (0, 1):
+        again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / f"{count}")), recompute=count)
+        train.run(again)
+        assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
+    with pytest.raises(UsageError, match=r"train\.recompute: asked to recompute 3 of 2 layers"):
+        train.run(changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "3")), recompute=3))
+
+
+def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anything_is_loaded(tiny_run):
+    with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected room .* corpus\.max_length = 256"):
+        train.run(changed(tiny_run, micro_batch_tokens=255))
+    with pytest.raises(UsageError, match=r"train\.epochs is 0\.0 and train\.accumulation 2, expected both above 0"):
+        train.run(changed(tiny_run, epochs=0.0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monkeypatch):
