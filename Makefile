@@ -20,11 +20,11 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock fetch convert corpus train evaluate merge chat report demo test clean
+.PHONY: help setup lock fetch convert corpus train evaluate merge chat report demo test clean image image-save image-verify shell
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## build .venv from the hash-locked requirements (once, and again when a lock changes)
 
@@ -82,6 +82,22 @@ demo: $(READY) ## the whole recipe on a real small model, on this machine's CPU
 	@$(PY) -m recipe.merge --run $(DEMO_RUN)
 	@echo
 	@$(PY) -m recipe.report --run $(DEMO_RUN)
+
+image: ## build the image with docker or podman: make image [ROOT_IMAGE=...]
+	@docker/image.sh build
+
+image-save: ## the image as a tarball in dist/, because registries forget
+	@docker/image.sh save
+
+image-verify: ## build the image again from nothing: is it the same, digest for digest?
+	@docker/image.sh verify
+
+shell: ## a shell in the image, with weights, data and runs mounted
+	@docker/image.sh shell
+
+# Only what was said reaches the target inside: on the command line or in the environment.
+run-%: ## any target inside the image: make run-train CONFIG=...
+	@docker/image.sh run $* $(foreach name,CONFIG RUN TO NAME,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)='$($(name))'))
 
 test: $(READY) ## lint, types and tests on the very packages that the image ships
 	$(PY) -m nox

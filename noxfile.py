@@ -32,3 +32,9 @@ def tests(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """`make demo` from nothing, then its numbers against what the README promises, then a second run that skips."""
     session.run(sys.executable, "-m", "pytest", "tests/demo", *session.posargs)
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """The real image: built, tried without network or rights, built again, digests compared. 25 GB, then removed."""
+    session.run("tests/image/run.sh", sys.executable, *session.posargs, external=True)

@@ -126,7 +126,7 @@ run() {
 shell() { in_container --entrypoint /bin/bash --; }
 
 case ${1:-} in
-  build | verify | save | run | shell)
+  build | verify | save | run | shell | root_image)
     engine=$(find_engine)
     "$@"
     ;;

@@ -1,0 +1,113 @@
+"""What is in the image, and what is not."""
+
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_imports_what_the_lock_brings(image):
+    code = (
+        "import accelerate, bitsandbytes, datasets, gguf, peft, pynvml, safetensors, sentencepiece, transformers\n"
+        "import torch\n"
+        "print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+    )
+    done = image.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2.0.1+cu117", "11.7", "False"]
+
+
+def test_audit_is_clean(image):
+    done = image.python("-m", "recipe.pins", "--json")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    audit = json.loads(done.stdout)
+    torch = next(package for package in audit["packages"] if package["name"] == "torch")
+    assert audit["verdict"] == "clean" and 60 in torch["sass"]
+
+
+def test_is_not_root_and_may_change_nothing_of_its_own(image):
+    assert image.shell("id -u && id -g && whoami").stdout.split() == ["1000", "1000", "recipe"]
+    writable = image.shell("find / -xdev -writable -not -type l", flags=("--read-only=false",)).stdout.split()
+    of_everybody = ("/tmp", "/var/tmp", "/run/lock", "/dev", "/proc", "/sys")
+    own = {path for path in writable if not path.startswith(of_everybody)}
+    assert own == {"/workspace/weights", "/workspace/data", "/workspace/runs"}
+
+
+def test_root_file_system_is_read_only_and_tmp_is_not(image):
+    done = image.shell("echo x > /workspace/runs/x || echo x > /tmp/x && cat /tmp/x")
+    assert done.stdout == "x\n" and "Read-only file system" in done.stderr
+
+
+def test_has_no_network(image):
+    done = image.python("-c", "import socket; print([name for _, name in socket.if_nameindex()])")
+    assert done.stdout == "['lo']\n"
+
+
+def test_make_is_the_way_in(image):
+    listed = image.run()
+    assert listed.returncode == 0 and "train the adapter" in listed.stdout
+    assert image.run("report", "RUN=runs/none").returncode == 2
+    assert "python" in image.run("--dry-run", "train").stdout and "pip" not in image.run("--dry-run", "train").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("recipe.convert", "--help"), 0),
+        (("recipe.convert", "--source", "weights/none", "--output", "weights/x"), 1),
+        (("recipe.convert",), 2),
+        (("recipe.train", "--set", "train.lr=1"), 2),
+    ],
+)
+def test_exit_codes(image, command, code):
+    done = image.python("-m", *command)
+    assert done.returncode == code, done.stderr
+    assert code == 0 or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1)
+
+
+def test_labels_say_what_it_was_built_from(image):
+    labels = json.loads(image.inspect("{{json .Labels}}"))
+    lock = hashlib.sha256((ROOT / "docker" / "requirements.lock").read_bytes()).hexdigest()
+    assert labels["vicuna-p100.lock.sha256"] == lock
+    assert labels["org.opencontainers.image.revision"]
+    assert labels["org.opencontainers.image.base.name"]
+    assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
+
+
+def test_the_container_toolkit_is_told_the_drivers_of_the_pins(image):
+    driver = tomllib.loads((ROOT / "docker" / "pins.toml").read_text())["driver"]
+    environment = dict(line.split("=", 1) for line in json.loads(image.inspect("{{json .Config.Env}}")))
+    wanted = f"driver>={driver['first_branch']},driver<{driver['last_branch'] + 10}"
+    assert environment["NVIDIA_REQUIRE_CUDA"] == wanted
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+
+
+def test_default_root_image_is_the_first_of_the_pins():
+    first = tomllib.loads((ROOT / "docker" / "pins.toml").read_text())["root_image"][0]
+    pinned = first["name"] + (f"@{first['digest']}" if "digest" in first else "")
+    assert f"\nARG ROOT_IMAGE={pinned}\n" in (ROOT / "docker" / "Dockerfile").read_text()
+
+
+def test_no_secret_and_no_bytecode_stays(image):
+    mark = os.environ["MARK"]
+    script = (
+        f"grep -rlF {mark} /etc /opt/venv/pyvenv.cfg /opt/venv/bin /root /run /tmp /var /workspace 2>/dev/null\n"
+        "find / -xdev -name '*.pyc' -not -path '/tmp/*' | head -n 5\n"
+        "find /run/secrets /var/cache/pip /root/.cache -type f -size +0 2>/dev/null"
+    )
+    as_root = image.shell(script, flags=("--user=0", "--cap-add=DAC_OVERRIDE"))
+    assert as_root.stdout == ""
+    assert mark not in image.inspect("{{json .}}")
+
+
+def test_holds_the_code_of_this_checkout_and_none_of_its_data(image):
+    listed = image.shell("cd /workspace && find . -type f | sort").stdout.split()
+    code = [path for path in (ROOT / "recipe").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    expected = {f"./{path.relative_to(ROOT)}" for path in code}
+    assert set(listed) == expected | {"./Makefile", "./LICENSE", "./docker/pins.toml", "./docker/requirements.lock"}

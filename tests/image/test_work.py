@@ -1,0 +1,90 @@
+"""The recipe's smallest run inside the image, and what a wrong root image or lock is told."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from recipe import config as configs
+from recipe.config import Base, Config, Corpus, Lora, Train
+
+
+def tiny(checkout: Path, source: Path) -> None:
+    """A real two-layer model, eight conversations and the config of a run of two steps, below `checkout`."""
+    shutil.copytree(source, checkout / "weights" / "raw")
+    turns = [{"from": "human", "value": "Which colour is it?"}, {"from": "gpt", "value": "It is blue."}]
+    records = [
+        {"id": f"c{number}", "conversations": [*turns, {**turns[0], "value": f"And {number}?"}, turns[1]]}
+        for number in range(8)
+    ]
+    (checkout / "data").mkdir()
+    (checkout / "data" / "raw.json").write_text(json.dumps(records))
+    run = Config(
+        name="tiny",
+        base=Base(source="weights/raw", path="weights/tiny"),
+        corpus=Corpus(sources=("data/raw.json",), path="data/tiny", max_length=256, val_fraction=0.25),
+        lora=Lora(rank=4, alpha=8),
+        train=Train(epochs=1.0, micro_batch=1, accumulation=3, save_steps=1, eval_steps=0),
+    )
+    (checkout / "tiny.toml").write_text(configs.dump(run))
+
+
+def make(checkout: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *command], cwd=checkout, capture_output=True, text=True, timeout=600)
+
+
+def test_converts_prepares_and_trains_on_mounted_folders(image, checkout, tiny_source):
+    tiny(checkout, tiny_source)
+    converted = make(checkout, "run-convert", "CONFIG=tiny.toml")
+    assert converted.returncode == 0, converted.stderr
+    assert (checkout / "weights" / "tiny" / "manifest.json").stat().st_uid == os.getuid(), "as a whom it serves"
+
+    # The rest as the image's own user, who is nobody on this machine.
+    mounts = tuple(f"--volume={checkout / name}:/workspace/{name}" for name in ("weights", "data", "runs", "tiny.toml"))
+    subprocess.run(["chmod", "-R", "a+rwX", "weights", "data", "runs", "tiny.toml"], cwd=checkout, check=True)
+    for stage in ("corpus", "train"):
+        done = image.run(stage, "CONFIG=tiny.toml", flags=mounts)
+        assert done.returncode == 0, done.stderr
+    run = checkout / "runs" / "tiny" / "latest"
+    assert (run / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+    assert json.loads((run / "manifest.json").read_text())["stage"] == "train"
+
+
+def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
+    named = {**os.environ, "IMAGE": "localhost/vicuna-p100:bad", **environment}
+    return subprocess.run(
+        ["docker/image.sh", "build"], cwd=checkout, env=named, capture_output=True, text=True, timeout=600
+    )
+
+
+def errors(done: subprocess.CompletedProcess) -> list[str]:
+    """What the build itself says; its instructions are echoed too, and quote the sentence."""
+    return [line for line in done.stderr.splitlines() if re.match(r"error: ", line)]
+
+
+def test_root_image_without_python_is_one_sentence(image, checkout):
+    root = os.environ.get("ROOT_IMAGE") or image.inspect('{{index .Labels "org.opencontainers.image.base.name"}}')
+    bare = f"FROM {root}\nRUN rm -rf /etc/apt/sources.list /etc/apt/sources.list.d\n"
+    subprocess.run(["podman", "build", "--quiet", "--tag=localhost/no-python", "-"], input=bare, text=True, check=True)
+    done = build(checkout, ROOT_IMAGE="localhost/no-python")
+    assert done.returncode != 0
+    (error,) = errors(done)
+    assert "ROOT_IMAGE=localhost/no-python has no Python 3.11" in error and "docker/pins.toml" in error
+
+
+def test_lock_with_a_missing_hash_is_one_sentence(image, checkout):
+    lock = checkout / "docker" / "requirements.lock"
+    lock.write_text(re.sub(r"(?m)^(peft==\S+) \\\n(    --hash=\S+( \\)?\n)+", r"\1\n", lock.read_text()))
+    done = build(checkout)
+    assert done.returncode != 0
+    (error,) = errors(done)
+    assert re.match(r"error: peft==\S+ has no --hash in docker/requirements.lock", error) and "make lock" in error
+
+
+def test_root_image_that_no_registry_has_is_one_sentence(image, checkout):
+    done = build(checkout, ROOT_IMAGE="localhost/absent:1")
+    assert done.returncode == 1
+    (error,) = errors(done)
+    assert error.startswith("error: cannot pull the root image localhost/absent:1")
