@@ -105,8 +105,8 @@ def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
     ends = _norm(shape, step) + _mask(step)
     # Two moments compete: the last layer's backward, with all others' activations there; the recomputed layers', with
     # one of them whole. `layer` is what the higher one has beyond the kept ones.
-    last = backward_work(shape, step) if stored else 0
-    again = whole + backward_work(shape, step) - stored if recomputed else 0
+    last = layer_work(shape, step) if stored else 0
+    again = whole + layer_work(shape, step) - stored if recomputed else 0
     return Estimate(
         weights=weight_bytes(shape, step),
         adapters=trained * (2 * FP32 + (step.width if step.half else 0)),
@@ -180,34 +180,39 @@ def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
     return step.tokens * per_token
 
 
-def backward_work(shape: Shape, step: Step) -> int:
-    """The most that one layer's backward pass has beyond the activations it began with, as they are freed one by one.
+def layer_work(shape: Shape, step: Step) -> int:
+    """The most that one layer has, forward or backward, beyond the activations it keeps.
 
-    Four moments: the dropout of an adapter on down_proj, down_proj with its weight dequantised, the product before it,
-    and the softmax. Beside each lies the residual stream's gradient.
+    Four moments: an adapter on down_proj with its fp32 input and the dropped one; down_proj's backward; that of the
+    product before it; the softmax's. Beside each lies the residual stream or its gradient.
     """
     stream = step.tokens * shape.hidden_size * step.width
-    wide = step.tokens * shape.intermediate_size * step.width
+    numbers = step.tokens * shape.intermediate_size
     adapted = "down_proj" in step.targets
     freed = _lora(shape, step, ("down_proj",))
     moments = [
-        stream + (1 + adapted) * wide + dequantised_bytes(shape, step) - freed,
-        stream + 3 * wide - freed,  # the gradients of the product and of its two factors
+        adapted * numbers * step.width + _frozen_backward(shape, step) - freed,
+        3 * numbers * step.width - freed,  # the gradients of the product and of its two factors
     ]
-    if adapted and step.dropout:  # coming in and going out, in peft's fp32; A's input is gone
-        moments.append(stream + step.tokens * shape.intermediate_size * (2 * FP32 - step.width))
+    if adapted:
+        moments.append(numbers * FP32 * (step.half + step.dropout))
     if step.attention == "eager":  # coming in and going out in fp32; softmax's result is among the kept
         gone = step.width if step.half else 0  # the 16-bit copy for the product with value
-        moments.append(stream + _scores(shape, step) * (2 * FP32 - gone) - _after_scores(shape, step))
-    return max(moments)
+        moments.append(_scores(shape, step) * (2 * FP32 - gone) - _after_scores(shape, step))
+    return stream + max(moments)
 
 
-def dequantised_bytes(shape: Shape, step: Step) -> int:
-    """The widest frozen weight while it is an ordinary one; a CPU also copies codes, and a 16-bit result, in fp32."""
+def _frozen_backward(shape: Shape, step: Step) -> int:
+    """The widest frozen layer: its weight dequantised beside its input's gradient.
+
+    While dequantising, a CPU also holds the codes, and a 16-bit result, in fp32.
+    """
+    gradient = step.tokens * shape.intermediate_size * step.width
     if step.precision not in ("int8", "nf4"):
-        return 0
-    copies = 0 if step.on_card else FP32 + (FP32 if step.half else 0)
-    return shape.hidden_size * shape.intermediate_size * (step.width + copies)
+        return gradient
+    weight = shape.hidden_size * shape.intermediate_size
+    copies = 0 if step.on_card else FP32 * (1 + step.half)
+    return weight * step.width + max(gradient, weight * copies)
 
 
 def logit_bytes(shape: Shape, step: Step) -> int:
