@@ -109,6 +109,7 @@ in_container() {
     say "no NVIDIA driver on this machine: running on the CPU"
   fi
   if [ -t 0 ] && [ -t 1 ]; then flags+=(--tty); fi
+  flags+=(--stop-timeout 900) # a stage that is asked to stop finishes its optimizer step, which takes minutes on a P100
   exec "$engine" run --interactive "${flags[@]}" "$IMAGE" "$@"
 }
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CAREFUL = ["--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
 
 
 class Image:
+    careful = ("--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+
     def __init__(self, name: str) -> None:
         self.name = name
 
     def run(self, *command: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         """What `podman run IMAGE COMMAND` says and ends with."""
         return subprocess.run(
-            ["podman", "run", *CAREFUL, *flags, self.name, *command], capture_output=True, text=True, timeout=600
+            ["podman", "run", *self.careful, *flags, self.name, *command], capture_output=True, text=True, timeout=600
         )
 
     def python(self, *command: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:

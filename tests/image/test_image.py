@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -53,6 +55,34 @@ def test_make_is_the_way_in(image):
     assert listed.returncode == 0 and "train the adapter" in listed.stdout
     assert image.run("report", "RUN=runs/none").returncode == 2
     assert "python" in image.run("--dry-run", "train").stdout and "pip" not in image.run("--dry-run", "train").stdout
+
+
+def test_stop_reaches_the_stage_and_waits_for_it(image, tmp_path):
+    (tmp_path / "stage.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), print('saved'), sys.exit(0)))\n"
+        "print('up')\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "stage.mk").write_text("stage:\n\t$(RECIPE_PYTHON) -B /mnt/stage.py\n")
+    tmp_path.chmod(0o755)
+    name = f"stop-{os.getpid()}"
+    command = [
+        "podman",
+        "run",
+        *image.careful,
+        f"--name={name}",
+        f"--volume={tmp_path}:/mnt:ro",
+        image.name,
+        "-f",
+        "/mnt/stage.mk",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        lines = iter(running.stdout.readline, "")
+        assert "up\n" in lines
+        subprocess.run(["podman", "stop", "--time=30", name], check=True, stdout=subprocess.DEVNULL)
+        assert "saved\n" in lines
+    assert running.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
