@@ -6,6 +6,7 @@ their start only, and none holds a line break; byte-level tokenizers cut before 
 into words, nearly all of which were seen before. Where a tokenizer is of neither kind, its own encoding is counted.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +22,12 @@ _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _SENTENCEPIECE = re.compile("▁*[^▁]+|▁+")  # runs of `▁` with what follows them
 _STRADDLES = re.compile("[^▁]▁|.\n|\n.", re.S)
+# Between an ASCII letter and an ASCII sign, and around a digit: where a vocabulary keeps these apart, as LLaMA's does.
+_BETWEEN = re.compile(
+    r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[!-@\[-`{-~])(?=[A-Za-z])|(?<=[0-9])(?=.)|(?<=.)(?=[0-9])", re.S
+)
+# The same for GPT-2's expression, which takes 've and its like together.
+_BETWEEN_BYTE_LEVEL = re.compile(r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[!-&(-@\[-`{-~])(?=[A-Za-z])")
 # Runs of spaces and line breaks with what follows them; exact where a text has no other white space.
 _BYTE_LEVEL = re.compile(r"[ \n]*[^ \n]+|[ \n]+")
 _OTHER_SPACE = re.compile(r"[^\S \n]")
@@ -31,19 +38,24 @@ class TokenCounter:
 
     def __init__(self, encoders: Encoders) -> None:
         self._encoders = encoders
-        self._words = _Words(lambda word: encoders.ids(word, leading=False))
-        self._spaced = _Words(lambda word: encoders.ids(f"▁{word}", leading=False))
         self.longest = max(map(len, encoders.inner.get_vocab()))  # characters of a piece: no text has fewer tokens
         leading, inner = (json.loads(backend.to_str()) for backend in (encoders.leading, encoders.inner))
-        self._inner = self._count_of(inner) or (lambda text: len(encoders.ids(text, leading=False)))
-        self._leading: Callable[[str], int] = lambda text: len(encoders.ids(text, leading=True))
+        self._inner: Callable[[str], int] = self._whole
+        self._leading: Callable[[str], int] = lambda text: self._whole(text, leading=True)
+        if _is_sentencepiece(inner):
+            between = None if _crosses(inner, _BETWEEN) else _BETWEEN
+            self._words = _Words(self._whole, between)
+            self._spaced = _Words(lambda word: self._whole(f"▁{word}"), between, self._words)
+            self._inner = self._sentencepiece
+            if leading["normalizer"] == {"type": "Sequence", "normalizers": [_PREPEND, _SPACES]}:
+                self._leading = lambda text: self._sentencepiece(f"▁{text}")
+        elif _is_byte_level(inner):
+            self._words = _Words(self._whole, _BETWEEN_BYTE_LEVEL)
+            self._inner = self._byte_level
         if leading == inner:
             self._leading = self._inner
-        elif self._count_of(inner) and leading["normalizer"] == {
-            "type": "Sequence",
-            "normalizers": [_PREPEND, _SPACES],
-        }:
-            self._leading = lambda text: self._inner(f"▁{text}")
+        # An answer that does not fit behind the last one is counted again behind a new opening.
+        self._inner = functools.lru_cache(maxsize=2)(self._inner)
 
     def __call__(self, pieces: Sequence[Piece]) -> tuple[int, int]:
         """(tokens, trained tokens) of what `render` returns."""
@@ -61,13 +73,8 @@ class TokenCounter:
             trained += count * piece.trained
         return tokens, trained
 
-    def _count_of(self, spec: dict[str, Any]) -> Callable[[str], int] | None:
-        """The count by words, where this kind of tokenizer allows one."""
-        if any(not token["special"] for token in spec["added_tokens"]):  # these are looked for across every border
-            return None
-        if _is_sentencepiece(spec):
-            return self._sentencepiece
-        return self._byte_level if _is_byte_level(spec) else None
+    def _whole(self, text: str, leading: bool = False) -> int:
+        return len(self._encoders.ids(text, leading))
 
     def _sentencepiece(self, text: str) -> int:
         words, spaced = self._words.__getitem__, self._spaced.__getitem__
@@ -83,19 +90,23 @@ class TokenCounter:
 
     def _byte_level(self, text: str) -> int:
         if _OTHER_SPACE.search(text):
-            return len(self._encoders.ids(text, leading=False))
+            return self._whole(text)
         return sum(map(self._words.__getitem__, _BYTE_LEVEL.findall(text)))
 
 
 class _Words(dict[str, int]):
-    """Word -> number of its tokens, learnt on demand."""
+    """Word -> number of its tokens, learnt on demand. A new word is counted by its parts, if it has any: words are
+    many, as people put signs and digits to them, and parts are few."""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self, count: Callable[[str], int], between: re.Pattern[str] | None, parts: "_Words | None" = None
+    ) -> None:
         super().__init__()
-        self.encode = encode
+        self._count, self._between, self._parts = count, between, self if parts is None else parts
 
     def __missing__(self, word: str) -> int:
-        count = len(self.encode(word))
+        first, *rest = self._between.split(word) if self._between else [word]
+        count = self[first] + sum(map(self._parts.__getitem__, rest)) if rest else self._count(word)
         if len(word) <= CACHED_LENGTH and len(self) < CACHED_WORDS:
             self[word] = count
         return count
@@ -104,13 +115,17 @@ class _Words(dict[str, int]):
 def _is_sentencepiece(spec: dict[str, Any]) -> bool:
     """LLaMA's kind: a space becomes `▁`, nothing else is done to a text, and no merge makes a piece over a border."""
     normalizer, model = spec["normalizer"] or {}, spec["model"]
-    if normalizer.get("normalizers", [normalizer]) != [_SPACES] or spec["pre_tokenizer"] is not None:
+    if (
+        _looks_for_tokens(spec)
+        or normalizer.get("normalizers", [normalizer]) != [_SPACES]
+        or spec["pre_tokenizer"] is not None
+    ):
         return False
     if model.get("dropout") or model.get("ignore_merges"):
         return False
     # Without a piece for every byte, unknown characters side by side might become one token.
     has_bytes = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
-    return bool(has_bytes) and not any(_STRADDLES.search("".join(_pair(merge))) for merge in model["merges"])
+    return bool(has_bytes) and not _crosses(spec, _STRADDLES)
 
 
 def _is_byte_level(spec: dict[str, Any]) -> bool:
@@ -118,10 +133,17 @@ def _is_byte_level(spec: dict[str, Any]) -> bool:
     step = spec["pre_tokenizer"] or {}
     *before, last = step.get("pretokenizers") or [step]
     plain = last.get("type") == "ByteLevel" and last.get("use_regex") and not last.get("add_prefix_space")
-    if spec["normalizer"] is not None or spec["model"].get("dropout"):
+    if _looks_for_tokens(spec) or spec["normalizer"] is not None or spec["model"].get("dropout"):
         return False
     return bool(plain) and all(item["type"] == "Digits" for item in before)
 
 
-def _pair(merge: str | list[str]) -> list[str]:
-    return merge.split(" ") if isinstance(merge, str) else merge
+def _crosses(spec: dict[str, Any], border: re.Pattern[str]) -> bool:
+    """Whether a merge makes a piece that holds the border."""
+    merges = spec["model"]["merges"]
+    return any(border.search("".join(merge.split(" ") if isinstance(merge, str) else merge)) for merge in merges)
+
+
+def _looks_for_tokens(spec: dict[str, Any]) -> bool:
+    """Whether a text is searched for added tokens before anything else, across every border."""
+    return any(not token["special"] for token in spec["added_tokens"])

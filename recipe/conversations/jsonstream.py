@@ -119,6 +119,7 @@ class _Window:
     def __init__(self, file: IO[str], size: int) -> None:
         self.file, self.size = file, size
         self.text, self.at, self.complete = "", 0, False
+        self._bad_bytes = False  # whether any is in what is in memory
         self._bytes, self._counted = 0, 0  # how many bytes lie before text[_counted]
 
     def decode(self) -> tuple[Any, bool]:
@@ -139,7 +140,7 @@ class _Window:
                     raise ValueError(f"{error.msg} at character {error.pos - self.at} of the record") from None
             else:
                 if self.complete or end < len(self.text):
-                    bad_byte = _NOT_UTF8.search(self.text, self.at, end) is not None
+                    bad_byte = self._bad_bytes and _NOT_UTF8.search(self.text, self.at, end) is not None
                     self.at = end
                     return value, bad_byte
             self._read()
@@ -199,6 +200,7 @@ class _Window:
         # Doubling: a value of 50 MB is parsed a few times over, not fifty.
         new = self.file.read(max(CHUNK, len(rest)))
         self.text, self.complete = rest + new, not new
+        self._bad_bytes = not self.text.isascii() and _NOT_UTF8.search(self.text) is not None
 
 
 _decoder = json.JSONDecoder()

@@ -72,6 +72,12 @@ def byte_level_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>")
 
 
+@pytest.fixture(scope="session")
+def llama2_tokenizer(assets: Path):
+    """The real 32,000 pieces."""
+    return load_llama(assets / "tokenizers" / "llama2_tokenizer.model")
+
+
 def load_llama(path: Path):
     """transformers' own conversion of a sentencepiece model, in LLaMA's original ("legacy") behaviour."""
     from transformers import LlamaTokenizerFast

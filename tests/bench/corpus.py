@@ -1,0 +1,227 @@
+"""Speed and memory of preparing a ShareGPT corpus, beside the usual pipeline; prints one JSON object.
+
+    python tests/bench/corpus.py --file sharegpt.json --tokenizer tokenizer.model [--speed-only]
+
+`--file` is a real ShareGPT dump (a JSON array; it may be cut off), `--tokenizer` LLaMA's sentencepiece model. The usual
+pipeline is html.parser and markdownify over a process pool, then a slow tokenizer that splits at turns, each step
+writing a file for the next; markdownify comes into a throwaway folder by pip. `--scale N` also prepares a file of N
+conversations, made by repeating the real ones under other ids and with another first word, and measures the peak memory
+of all processes together (shared pages once); `--speed-only` leaves that out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+MARKDOWNIFY = ("markdownify==0.14.1", "beautifulsoup4==4.12.3")
+MAX_LENGTH = 2048
+LIMIT_GB, TIMES = 1.5, 5
+
+
+def records(file: Path, count: int) -> Iterator[dict[str, Any]]:
+    from recipe.conversations.jsonstream import Record, records
+
+    found = (item.value for item in records(file) if isinstance(item, Record))
+    for _, record in zip(range(count), found, strict=False):
+        yield record
+
+
+def write_sample(source: Path, target: Path, count: int) -> int:
+    """The first `count` conversations as a file; how many characters their turns have."""
+    kept = list(records(source, count))
+    target.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+    return sum(len(turn["value"]) for record in kept for turn in record["conversations"])
+
+
+def write_large(source: Path, target: Path, count: int) -> int:
+    """`count` conversations, the real ones over and over; bytes."""
+    written, copy = 0, 0
+    with open(target, "w", encoding="utf-8") as file:
+        while written < count:
+            for record in records(source, count - written):
+                if record["conversations"]:
+                    record["id"] = f"{record['id']}-{copy}"
+                    record["conversations"][0]["value"] = f"({copy}) {record['conversations'][0]['value']}"
+                file.write(("[\n" if not written else ",\n") + json.dumps(record, ensure_ascii=False))
+                written += 1
+            copy += 1
+        file.write("\n]\n")
+    return target.stat().st_size
+
+
+def make_base(model: Path, folder: Path) -> None:
+    """A folder with the tokenizer as `recipe.convert` leaves it."""
+    from transformers import LlamaTokenizerFast
+
+    LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True).save_pretrained(folder)
+
+
+def ours(raw: Path, base: Path, output: Path, *more: str) -> dict[str, float]:
+    """The stage as a command: seconds of wall time, and the peak memory of its processes."""
+    command = [sys.executable, "-m", "recipe.corpus", "--source", str(raw), "--tokenizer", str(base), "--output"]
+    started = time.monotonic()
+    process = subprocess.Popen([*command, str(output), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
+    peak = watch(process)
+    if process.returncode:
+        raise SystemExit(f"recipe.corpus ended with exit code {process.returncode}")
+    return {"seconds": time.monotonic() - started, "peak_memory_gb": peak / 1e9}
+
+
+def watch(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process; the most bytes that it and its children held at once, shared pages divided among them."""
+    import psutil
+
+    peak, done = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(0.25):
+            total = 0
+            try:
+                for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                    total += one.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            peak = max(peak, total)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    process.wait()
+    done.set()
+    thread.join()
+    return peak
+
+
+def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
+    """The usual pipeline, in a process of its own that finds markdownify in `folder`."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder / "packages"), *MARKDOWNIFY],
+        check=True,
+    )
+    paths = os.pathsep.join([str(folder / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, __file__, "--usual", str(raw), str(model), str(folder)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def run_usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
+    """Clean, then split: each loads everything, works over a process pool and writes everything."""
+    from transformers import LlamaTokenizer
+
+    global tokenizer
+    times = []
+    for step, chunk, source, target in (
+        (clean_one, 16, raw, folder / "clean.json"),
+        (split_one, 64, folder / "clean.json", folder / "split.json"),
+    ):
+        started = time.monotonic()
+        if step is split_one:
+            tokenizer = LlamaTokenizer(str(model), legacy=True)
+        items = json.loads(source.read_text(encoding="utf-8"))
+        with ProcessPoolExecutor() as pool:  # by fork, so the tokenizer is there
+            results = list(pool.map(step, items, chunksize=chunk))
+        target.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+        times.append(time.monotonic() - started)
+    return {"clean_seconds": times[0], "split_seconds": times[1], "seconds": sum(times)}
+
+
+tokenizer: Callable[[str], Any]
+
+
+def clean_one(record: dict[str, Any]) -> dict[str, Any]:
+    """Markup of the answers to Markdown; bs4 with html.parser is what markdownify uses."""
+    import re
+    import warnings
+
+    import markdownify
+
+    warnings.simplefilter("ignore")  # bs4 has an opinion on most turns
+
+    for turn in record["conversations"]:
+        if turn["from"] == "gpt":
+            text = re.sub(r"</?(?:div|span)[^>]*>", "", turn["value"])
+            try:
+                text = markdownify.markdownify(text).strip()
+            except RecursionError:  # real turns do this to it; the usual pipeline then leaves the conversation out
+                pass
+            turn["value"] = re.sub(r"Copy code\n?|^\d+ / \d+\n", "", text)
+    return record
+
+
+def split_one(record: dict[str, Any]) -> list[list[int]]:
+    """Borders between pairs at which the conversation is cut to MAX_LENGTH tokens."""
+    turns = record["conversations"]
+    lengths = [len(tokenizer(turn["value"]).input_ids) + 6 for turn in turns]
+    borders, start, size = [], 0, 0
+    for index in range(0, len(turns) - 1, 2):
+        pair = lengths[index] + lengths[index + 1]
+        if size + pair > MAX_LENGTH and size:
+            borders.append([start, index])
+            start, size = index, 0
+        size += pair
+    return [*borders, [start, len(turns)]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, help="a real ShareGPT dump")
+    parser.add_argument("--tokenizer", type=Path, help="LLaMA's tokenizer.model")
+    parser.add_argument("--conversations", type=int, default=17_000, help="how many both pipelines get (default 17000)")
+    parser.add_argument("--scale", type=int, default=90_000, help="conversations of the large file (default 90000)")
+    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where the files go for a while (default: the system's)")
+    parser.add_argument("--usual", nargs=3, type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.usual:
+        print(json.dumps(run_usual(*args.usual)))
+        return 0
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        make_base(args.tokenizer, folder / "base")
+        characters = write_sample(args.file, folder / "raw.json", args.conversations)
+        theirs = usual(folder / "raw.json", args.tokenizer, folder)
+        mine = ours(folder / "raw.json", folder / "base", folder / "out")
+        result: dict[str, Any] = {
+            "conversations": args.conversations,
+            "characters": characters,
+            "cores": len(os.sched_getaffinity(0)),
+            "usual": rounded(theirs) | {"conversations_per_second": round(args.conversations / theirs["seconds"])},
+            "ours": rounded(mine) | {"conversations_per_second": round(args.conversations / mine["seconds"])},
+            "ratio": round(theirs["seconds"] / mine["seconds"], 2),
+        }
+        good = result["ratio"] >= TIMES
+        if not args.speed_only:
+            size = write_large(args.file, folder / "large.json", args.scale)
+            large = ours(folder / "large.json", folder / "base", folder / "large")
+            result["large"] = rounded(large) | {
+                "conversations": args.scale,
+                "megabytes": round(size / 1e6),
+                "conversations_per_second": round(args.scale / large["seconds"]),
+                "limit_gb": LIMIT_GB,
+            }
+            good = good and large["peak_memory_gb"] <= LIMIT_GB
+    print(json.dumps(result))
+    return 0 if good else 1
+
+
+def rounded(numbers: dict[str, float]) -> dict[str, float]:
+    return {name: round(number, 2) for name, number in numbers.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
