@@ -1,6 +1,7 @@
 """The model as every stage uses it: a frozen base, an adapter on it, its held-out loss, its answers."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +19,9 @@ from recipe.pascal.loss import chunked_nll
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+if not torch.cuda.is_available():
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of the missing card at import; doctor judges
 
 ADAPTER_FILE = "adapter_model.safetensors"
 IGNORED = -100  # the label of a position without loss, as torch's cross entropy has it

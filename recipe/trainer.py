@@ -32,9 +32,7 @@ class LoraTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.packs = packs  # of the whole run, in order
         self.budget = budget  # tokens of a pack
-        self.model_accepts_loss_kwargs = (
-            True  # compute_loss divides by the step's tokens, Trainer must not divide again
-        )
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
         self.tokens = 0  # fed since this process began
 
     def get_train_dataloader(self) -> DataLoader:
