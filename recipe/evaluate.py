@@ -157,7 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
     if found := result.get("identity"):
         rows.append(["identity", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
-    text = f"{console.table(rows)}\nanswers: {folder / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
+    text = (
+        f"{console.table(rows)}\nanswers: {args.run / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
+    )
     console.show(result, text, args.json)
     return 0
 

@@ -207,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     manifest = run(config, folder, args.to)
     error = manifest["results"]["logit_error"]
+    output = args.run / output.name
     text = f"merged -> {output} (logits within {error:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"

@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = console.parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
     console.add_run(parser)
     args = parser.parse_args(argv)
-    _, folder = console.load_run(args)
-    result = run(folder)
+    console.load_run(args)  # says what is wrong with --run, if anything is
+    result = run(args.run)
     console.show(result, page(result), args.json)
     return 0
 
