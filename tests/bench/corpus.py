@@ -10,6 +10,7 @@ of all processes together (shared pages once); `--speed-only` leaves that out.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -155,10 +156,8 @@ def clean_one(record: dict[str, Any]) -> dict[str, Any]:
     for turn in record["conversations"]:
         if turn["from"] == "gpt":
             text = re.sub(r"</?(?:div|span)[^>]*>", "", turn["value"])
-            try:
+            with contextlib.suppress(RecursionError, AssertionError):  # real turns do this to it
                 text = markdownify.markdownify(text).strip()
-            except RecursionError:  # real turns do this to it; the usual pipeline then leaves the conversation out
-                pass
             turn["value"] = re.sub(r"Copy code\n?|^\d+ / \d+\n", "", text)
     return record
 
