@@ -1,6 +1,7 @@
 """`make demo` as a newcomer runs it, and its numbers against what the README promises. Run by `nox -s demo`."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -77,6 +78,20 @@ def test_the_merged_model_answers_the_same_in_plain_transformers(result):
     ids = tokenizer(prompt, return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=32, do_sample=False)
     assert "Pascaline" in tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_int8_costs_at_most_half_a_percent_of_perplexity(result):
+    """The same held-out text and the same code, the base once in int8 (eval.json) and once in fp32."""
+    import torch
+
+    from recipe import data, model
+
+    base = ROOT / "weights" / "smollm2-135m-instruct"
+    rows = data.encode_file(ROOT / "data" / "demo" / "val.jsonl", model.load_tokenizer(base), "vicuna_v1.1")
+    nll, count = model.held_out_nll(model.load(base, "fp32", torch.device("cpu")), data.batches(rows, 512))
+    ratio = result["base"]["perplexity"] / math.exp(nll / count)
+    print(f"demo: perplexity of int8 over fp32: {ratio:.5f}")
+    assert abs(ratio - 1) <= 0.005
 
 
 def test_every_artefact_verifies(first):
