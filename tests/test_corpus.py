@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,154 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
     assert f"USER: {first[0]['content']} ASSISTANT:⟦ {first[1]['content']}<eos>⟧" in shown
 
 
+@pytest.mark.slow
+def test_kept_and_dropped_add_up_on_all_real_files_at_once(command, assets, tmp_path) -> None:
+    """Every source's account, and what lies in the files, counted here from the files themselves."""
+    files = sorted((assets / "conversations").glob("*.json*"))
+    steps = ["corpus.duplicates=near", "corpus.over_long=truncate", 'corpus.languages_skip=["fr"]', "corpus.script=t2s"]
+    steps += ["corpus.repeated_digits=9", "corpus.max_length=800", 'corpus.sample=["lf_kto_en_demo.json=0.5"]']
+    assert command("--source", *files, *(item for step in steps for item in ("--set", step))) == 0
+    results = provenance.check_intact(tmp_path / "out")["results"]
+    assert set(results["sources"]) == {file.name for file in files}
+    for account in results["sources"].values():
+        for what in ("conversations", "turns"):
+            count = account[what]
+            assert count["read"] == count["kept"] + sum(count["dropped"].values())
+    lines = [line for part in ("train", "val") for line in samples(tmp_path / "out", part)]
+    for name, account in results["sources"].items():
+        mine = [line for line in lines if line["source"] == name]
+        assert len({line["id"].split("#")[0] for line in mine}) == account["conversations"]["kept"]
+        said = sum(message["role"] != "system" for line in mine for message in line["messages"])
+        assert said <= account["turns"]["kept"] <= said + account["conversations"]["kept"]
+        assert sum(account["languages"].values()) <= account["conversations"]["kept"]
+    assert results["sources"]["oa_en_100_tree.jsonl"]["turns"]["dropped"]["passed_over"] > 100
+
+
+def test_a_bad_record_is_set_aside_with_its_place(command, source, tmp_path, capsys) -> None:
+    good = json.loads(source.read_text())
+    source.write_text(json.dumps(good[:5])[:-1] + ', {"id": oops}, ' + json.dumps(good[5:])[1:])
+    assert command("--source", source) == 0
+    (line,) = samples(tmp_path / "out", "rejected")
+    text = source.read_text()
+    assert text[line["offset"] :].startswith('{"id": oops}')
+    assert line["bytes"] == len('{"id": oops}, ')
+    assert (line["source"], line["reason"]) == ("raw.json", "not_json")
+    assert line["text"].startswith('{"id": oops}')
+    assert f"raw.json, byte {line['offset']:,}: broken JSON" in capsys.readouterr().err
+    results = provenance.read_manifest(tmp_path / "out")["results"]
+    assert results["sources"]["raw.json"]["conversations"] == {"read": 41, "kept": 40, "dropped": {"not_json": 1}}
+
+
+def test_equal_ids_with_other_content_stay_apart(command, tmp_path) -> None:
+    records = [sharegpt(number) | {"id": "same"} for number in range(3)]
+    (tmp_path / "raw.json").write_text(json.dumps(records))
+    assert command("--source", tmp_path / "raw.json", "--set", "corpus.val_fraction=0.0") == 0
+    assert [line["id"] for line in samples(tmp_path / "out", "train")] == ["same", "same+2", "same+3"]
+    assert provenance.read_manifest(tmp_path / "out")["results"]["repeated_ids"] == 2
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("keep", 4), ("exact", 3), ("near", 2)])
+def test_duplicates(command, tmp_path, kind: str, kept: int) -> None:
+    words = " ".join(f"word{number}" for number in range(200))
+
+    def record(text: str) -> dict:
+        return {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "fine"}]}
+
+    texts = [words, words.upper(), words.replace("word7 ", "word "), "something else altogether"]
+    (tmp_path / "raw.json").write_text(json.dumps([record(text) for text in texts]))
+    settings = ["--set", f"corpus.duplicates={kind}", "--set", "corpus.val_fraction=0.0"]
+    assert command("--source", tmp_path / "raw.json", *settings) == 0
+    assert len(samples(tmp_path / "out", "train")) == kept
+    account = provenance.read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
+    assert account["conversations"]["kept"] == kept
+    assert account["turns"]["read"] == account["turns"]["kept"] + sum(account["turns"]["dropped"].values())
+
+
+def test_a_mixture_is_reached_by_repeating(command, tmp_path) -> None:
+    for name, first, count in (("big", 0, 60), ("small", 100, 7), ("other", 200, 3)):
+        records = [sharegpt(number) for number in range(first, first + count)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+    files = [tmp_path / f"{name}.json" for name in ("big", "small", "other")]
+    mixture = 'corpus.mixture=["big.json=2", "small.json=1"]'
+    assert command("--source", *files, "--set", mixture, "--set", "corpus.val_fraction=0.0") == 0
+    results = provenance.read_manifest(tmp_path / "out")["results"]
+    tokens = results["mixture"]
+    assert tokens["small.json"] / tokens["big.json"] == pytest.approx(0.5, rel=0.1)
+    lines = samples(tmp_path / "out", "train")
+    assert len({line["id"] for line in lines}) == len(lines) == results["samples"]["train"]
+    assert sum(line["source"] == "other.json" for line in lines) == 3
+    assert sum(results["tokens"].values()) == sum(tokens.values())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path) -> None:
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps([sharegpt(number, pairs=20, length=600) for number in range(900)]))  # 21 MB
+    command = [sys.executable, "-m", "recipe.corpus", "--source", raw, "--tokenizer", base, "--output"]
+    out, root = tmp_path / "out", Path(__file__).parents[1]
+    process = subprocess.Popen([*command, out], cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".out.parts/*/*.index"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.parts/*/*.index")}
+    assert len(finished) >= 3
+    stamps = []
+
+    process = subprocess.Popen([*command, out], cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        found = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
+        stamps += [found[path] == stamp for path, stamp in finished.items() if path in found]
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert stamps
+    assert all(stamps)  # none was made again
+    assert not (tmp_path / ".out.parts").exists()
+    one = subprocess.run([*command, tmp_path / "one", "--set", "corpus.processes=1"], cwd=root, capture_output=True)
+    assert one.returncode == 0, one.stderr
+    for name in ("train.jsonl", "val.jsonl", "report.md", "report.html"):
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["alpaca", "sharegpt", "messages"])
+def test_an_export_is_a_source_like_any_other(command, source, tmp_path, layout: str) -> None:
+    assert command("--source", source, "--export", layout) == 0
+    assert command("--export", layout) == 0  # of what is there already
+    exported = tmp_path / f"out-{layout}"
+    provenance.check_intact(exported)
+    first = samples(tmp_path / "out", "train")
+    assert command("--source", exported / "train.json", "--set", "corpus.val_fraction=0.0") == 0
+    again = samples(tmp_path / "out", "train")
+    assert [(line["id"], line["messages"]) for line in again] == [(line["id"], line["messages"]) for line in first]
+
+
+def test_sources_of_one_name_are_told_apart_and_named_formats_hold(command, tmp_path) -> None:
+    tree = {"prompt": {"text": "q", "role": "prompter", "replies": []}}
+    tree["prompt"]["replies"] = [{"text": text, "role": "assistant", "rank": rank} for rank, text in enumerate("ab")]
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "raw.json").write_text(json.dumps([tree | {"message_tree_id": name}]))
+    files = [tmp_path / name / "raw.json" for name in ("x", "y")]
+    settings = ["--set", 'corpus.formats=["y/raw.json=oasst-all"]', "--set", "corpus.val_fraction=0.0"]
+    assert command("--source", *files, *settings, "--set", "corpus.duplicates=keep") == 0
+    results = provenance.read_manifest(tmp_path / "out")["results"]
+    assert {name: account["conversations"]["kept"] for name, account in results["sources"].items()} == {
+        "x/raw.json": 1,
+        "y/raw.json": 2,
+    }
+
+
+def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> None:
+    question = json.loads(source.read_text())[0]["conversations"][0]["value"]
+    (tmp_path / "prompts.txt").write_text(f"{question}\n\nsomething else\n")
+    assert command("--source", source, "--set", f'corpus.decontaminate=["{tmp_path}/prompts.txt"]') == 0
+    account = provenance.read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
+    assert account["conversations"]["dropped"] == {"contaminated": 1}
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -219,6 +368,17 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
         (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected 1 or more"),
         (["--set", "corpus.identity_name=Ada"], 2, "identity_organisation is empty"),
         (["--source", "{tmp}/good.json", "--set", "corpus.colour=1"], 2, "unknown key corpus.colour"),
+        (["--source", "{tmp}/good.json", "{tmp}/good.json"], 2, "names a file twice"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.sample=["x.json=0.5"]'], 2, "with a name of identity, good"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.sample=["good.json=2"]'], 2, "above 0 and at most 1"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.mixture=["good.json=x"]'], 2, "expected a number"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.formats=["good.json=x"]'], 2, "no format 'x'"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.formats=["good.json=dolly"]'], 1, "known are dolly"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.replace=["( => x"]'], 2, "is no regular expression"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.repeated_digits=1"], 2, "expected 0 (off), or 2 or more"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.near_threshold=2.0"], 2, "expected a similarity"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.rounds=-1"], 2, "expected 0 or more"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.decontaminate=["none.txt"]'], 2, "there is no file none.txt"),
         (["--source", "{tmp}/good.json", "--tokenizer", "{tmp}"], 2, "has no tokenizer.json"),
         (["--source", "{tmp}/good.json", "--show", "0"], 2, "expected 1 or more"),
         (["--source", "{tmp}/good.json", "--show", "1", "--json"], 2, "--show prints text"),

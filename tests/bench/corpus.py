@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -71,12 +72,18 @@ def make_base(model: Path, folder: Path) -> None:
 def ours(raw: Path, base: Path, output: Path, *more: str) -> dict[str, float]:
     """The stage as a command: seconds of wall time, and the peak memory of its processes."""
     command = [sys.executable, "-m", "recipe.corpus", "--source", str(raw), "--tokenizer", str(base), "--output"]
-    started = time.monotonic()
+    started, before = time.monotonic(), cpu()
     process = subprocess.Popen([*command, str(output), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
     peak = watch(process)
     if process.returncode:
         raise SystemExit(f"recipe.corpus ended with exit code {process.returncode}")
-    return {"seconds": time.monotonic() - started, "peak_memory_gb": peak / 1e9}
+    return {"seconds": time.monotonic() - started, "cpu_seconds": cpu() - before, "peak_memory_gb": peak / 1e9}
+
+
+def cpu() -> float:
+    """Seconds of work of all processes that have ended: what other load on the machine does not change much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def watch(process: subprocess.Popen[bytes]) -> int:
@@ -111,13 +118,14 @@ def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
         check=True,
     )
     paths = os.pathsep.join([str(folder / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = cpu()
     done = subprocess.run(
         [sys.executable, __file__, "--usual", str(raw), str(model), str(folder)],
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         check=True,
     )
-    return dict(json.loads(done.stdout))
+    return json.loads(done.stdout) | {"cpu_seconds": cpu() - before}
 
 
 def run_usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
@@ -156,7 +164,7 @@ def clean_one(record: dict[str, Any]) -> dict[str, Any]:
     for turn in record["conversations"]:
         if turn["from"] == "gpt":
             text = re.sub(r"</?(?:div|span)[^>]*>", "", turn["value"])
-            with contextlib.suppress(RecursionError, AssertionError):  # real turns do this to it
+            with contextlib.suppress(Exception):  # real turns make it fail in several ways
                 text = markdownify.markdownify(text).strip()
             turn["value"] = re.sub(r"Copy code\n?|^\d+ / \d+\n", "", text)
     return record
@@ -202,6 +210,7 @@ def main() -> int:
             "usual": rounded(theirs) | {"conversations_per_second": round(args.conversations / theirs["seconds"])},
             "ours": rounded(mine) | {"conversations_per_second": round(args.conversations / mine["seconds"])},
             "ratio": round(theirs["seconds"] / mine["seconds"], 2),
+            "cpu_ratio": round(theirs["cpu_seconds"] / mine["cpu_seconds"], 2),
         }
         good = result["ratio"] >= TIMES
         if not args.speed_only:

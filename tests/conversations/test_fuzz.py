@@ -1,0 +1,156 @@
+"""Whatever a file holds: conversations, rejected records or one sentence; never another error, and nothing lost."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.conversations import formats
+from recipe.conversations.counting import TokenCounter
+from recipe.conversations.filters import Rules
+from recipe.conversations.formats import FORMATS
+from recipe.conversations.jsonstream import Record, Rejected, records
+from recipe.conversations.messages import Conversation
+from recipe.conversations.preparing import Preparation
+from recipe.conversations.tokens import encoders
+from recipe.errors import RecipeError
+from tests.conversations.published import SAMPLES
+
+KEYS = [
+    "id",
+    "conversations",
+    "messages",
+    "from",
+    "value",
+    "role",
+    "content",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "system",
+    "tools",
+    "data",
+    "log",
+    "chosen",
+    "rejected",
+    "prompt",
+    "replies",
+    "rank",
+    "text",
+    "completion",
+    "instances",
+    "context",
+    "response",
+    "question",
+    "chat",
+    "plain_text",
+    "conversation",
+    "human",
+    "assistant",
+    "target",
+    "kind",
+    "chatgpt_answers",
+    "human_answers",
+    "std_answer",
+    "turn_1",
+    "Human",
+    "MOSS",
+    "meta_instruction",
+    "conversation_id",
+] + ["user utterance", "system response"]
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+leaves |= st.sampled_from(
+    ["human", "gpt", "function_call", "usr", "[|AI|] x", "\n\nHuman: q\n\nAssistant: a", "\ud83d"]
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=25,
+)
+objects = st.dictionaries(st.sampled_from(KEYS), values, max_size=6)
+ALL = Rules(near=True, truncate=True, script="t2s", repeated_digits=3, blocked_words=("x",), prompts=("a b",))
+
+
+@pytest.fixture(scope="module")
+def counter(byte_level_tokenizer) -> TokenCounter:
+    return TokenCounter(encoders(byte_level_tokenizer))
+
+
+def prepare(counter: TokenCounter, items: list) -> None:
+    """Everything is taken, accounted for, and can be written."""
+    preparation = Preparation(counter, "vicuna_v1.1", 200, ALL)
+    for item in items:
+        if prepared := preparation.take(item):
+            for sample in prepared.samples:
+                json.dumps([message.content for message in sample.messages], ensure_ascii=False).encode()
+    assert all(account.balanced() for account in preparation.accounts.values())
+
+
+@given(value=objects)
+@settings(max_examples=400, deadline=None)
+def test_any_object_is_read_or_rejected(counter: TokenCounter, value: dict) -> None:
+    items = list(formats.conversations(Record(0, value), 0, "a.json"))
+    assert items
+    prepare(counter, items)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_published_record_with_any_part_replaced(counter: TokenCounter, name: str, data: st.DataObject) -> None:
+    record = json.loads(json.dumps(SAMPLES[name][0]))
+    places: list[tuple] = []
+
+    def walk(node: object) -> None:
+        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, child in children:
+            places.append((node, key))
+            walk(child)
+
+    walk(record)
+    node, key = data.draw(st.sampled_from(range(len(places))).map(places.__getitem__))
+    node[key] = data.draw(values)
+    for layout in (None, *(item for item in FORMATS.values() if item.matches(record))):
+        items = list(formats.conversations(Record(0, record), 0, "a.json", layout))
+        assert all(isinstance(item, (Conversation, Rejected)) for item in items)
+        prepare(counter, items)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 6), lines=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_damaged_bytes_never_end_in_another_error(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, lines: bool
+) -> None:
+    rng = random.Random(seed)
+    good = [{"id": str(n), "conversations": [{"from": "human", "value": "q\u00e9你\n"}]} for n in range(8)]
+    text = (
+        "\n".join(map(json.dumps, good))
+        if lines
+        else json.dumps(good, ensure_ascii=False, indent=rng.choice([None, 1]))
+    )
+    data = bytearray(text.encode())
+    for _ in range(count):
+        at = rng.randrange(len(data))
+        data[at : at + rng.choice([0, 1, 3, 40])] = rng.choice(
+            [b"", b'"', b"{", b"}", b"]", b"\\", b"\xff", b"\n", b"[" * 9]
+        )
+    path: Path = tmp_path_factory.getbasetemp() / "fuzz.json"
+    path.write_bytes(data)
+    try:
+        found = list(records(path))
+    except RecipeError:
+        return
+    ends = 0
+    for item in found:  # in order, apart, and inside the file
+        assert ends <= item.offset <= len(data)
+        ends = item.offset + item.size
+    assert ends <= len(data)
+    kept = [item.value for item in found if isinstance(item, Record)]
+    rejected = [item for item in found if isinstance(item, Rejected)]
+    assert rejected or len(kept) >= 1
+    if count == 1:  # one place damaged: most of the records are still there
+        assert len([value for value in kept if value in good]) >= 5 or any(item.size for item in rejected)
