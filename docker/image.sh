@@ -78,7 +78,7 @@ verify() {
 # A registry forgets, a file does not.
 save() {
   local file
-  file=dist/$IMAGE-$(revision | cut -c1-12).tar
+  file=dist/$TITLE-$(revision | cut -c1-12).tar
   mkdir -p dist
   if command -v zstd >/dev/null; then
     "$engine" save "$IMAGE" | zstd -q -T0 -f -o "$file.zst" && file+=.zst
@@ -115,11 +115,17 @@ in_container() {
 
 # run TARGET [VARIABLE=VALUE...]
 run() {
-  local flags=() variable
+  local flags=() variable config
   case $1 in fetch | demo) ;; *) flags+=(--network none) ;; esac # only these two download
   for variable in "${@:2}"; do
-    # A config of the checkout, shipped or one's own, instead of the image's.
-    case $variable in CONFIG=*) flags+=(--volume "$(realpath "${variable#CONFIG=}"):/workspace/${variable#CONFIG=}:ro") ;; esac
+    config=${variable#CONFIG=}
+    # A config of this machine, shipped or one's own, instead of the image's; without one the stage says what is wrong.
+    if [ "$config" != "$variable" ] && [ -f "$config" ]; then
+      case $config in
+        /*) flags+=(--volume "$config:$config:ro") ;;
+        *) flags+=(--volume "$PWD/$config:/workspace/$config:ro") ;;
+      esac
+    fi
   done
   in_container "${flags[@]}" -- "$@"
 }

@@ -105,7 +105,7 @@ def step_of(config: Config, half: bool = True) -> "Step":
     from recipe.pascal.memory import Step
 
     return Step(
-        rows=1,
+        conversations=1,
         length=config.train.micro_batch_tokens,
         trained=config.train.micro_batch_tokens,
         rank=config.lora.rank,
@@ -113,7 +113,6 @@ def step_of(config: Config, half: bool = True) -> "Step":
         dropout=config.lora.dropout > 0,
         precision=config.base.precision,
         optimizer=config.train.optimizer,
-        attention=ATTENTION,
         half=half,
         on_card=half,
     )
@@ -241,13 +240,13 @@ def text(plan: dict[str, Any]) -> str:
 
 def memory_lines(memory: dict[str, Any]) -> list[str]:
     """The table, and what recomputing has to do with it."""
-    bigger = "one layer's backward pass" if memory["layer"] >= memory["logits"] else "the logits' backward pass"
+    bigger = "the work in one layer" if memory["layer"] >= memory["loss"] else "the loss"
     rows = [
         ("weights", memory["weights"]),
         ("adapters, their gradients", memory["adapters"]),
         ("optimizer", memory["optimizer"]),
         (f"activations kept, {memory['recomputed']} of {memory['layers']} layers recomputed", memory["kept"]),
-        (f"{bigger} (logits {memory['logits']:,}, layer {memory['layer']:,})", max(memory["logits"], memory["layer"])),
+        (f"{bigger} (loss {memory['loss']:,}, layer {memory['layer']:,})", max(memory["loss"], memory["layer"])),
         ("CUDA context (assumed)", memory["context"]),
         ("sum", memory["total"]),
         (f"left of {memory['card']:,} ({memory['margin']:,} wanted as margin)", memory["left"]),
@@ -266,15 +265,12 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     lines.append(["sum", f"{sum(flop.values()) / 1e9:15.2f}"])
     out = console.table(lines).splitlines()
     out.append(f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow} to {fast} tokens/s")
-    if time["steps"] is not None:
-        out.append(f"{time['tokens']:,} tokens x {time['epochs']:g} epochs: {time['steps']:,} optimizer steps at least")
     if time["hours"] is None:
         out.append(f"tokens unknown ({time['corpus']}): a million take {_span(time['hours_per_million_tokens'])} hours")
-    else:
-        out.append(
-            f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epochs: {_span(time['hours'])} hours"
-            " if matmuls were all"
-        )
+        return out
+    work = f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epochs"
+    out.append(f"{work}: {time['steps']:,} optimizer steps if every pack were full")
+    out.append(f"{work}: {_span(time['hours'])} hours if matmuls were all")
     return out
 
 

@@ -1,14 +1,17 @@
 """How much memory a LoRA step on a frozen LLaMA takes: by arithmetic before the run, by the allocator in a test.
 
 The arithmetic counts what autograd keeps for each operation of transformers' LlamaDecoderLayer (4.49) with frozen
-linear layers that keep nothing (int8.py, bitsandbytes' 4 bit) and peft's LoRA. Every term names its operation, and
-tests/pascal/test_memory.py holds the sums against real steps. B rows of S tokens, T = B S. Needs torch alone.
+linear layers that keep nothing (int8.py, bitsandbytes' 4 bit), peft's LoRA, packs (attention.py) and chunked logits
+(loss.py). Every term names its operation, and tests/pascal/test_memory.py holds the sums against real steps.
+Needs torch alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from recipe.pascal.loss import CHUNK
 
 MIB = 1 << 20
 FP32 = 4
@@ -52,19 +55,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step is made of. `attention` is eager (S x S scores exist) or sdpa (fused, mask-free)."""
+    """What a training step is made of: a pack of `conversations` of `length` tokens each."""
 
-    rows: int
+    conversations: int
     length: int
-    trained: int  # columns with a loss; logits exist at these alone
+    trained: int  # tokens with a loss
     rank: int
     targets: tuple[str, ...]
     dropout: bool
     precision: str = "int8"
     optimizer: str = "adamw"
-    attention: str = "eager"
     half: bool = True  # autocast to 16 bit; this recipe computes in fp32 on a CPU
-    on_card: bool = True  # a CPU's kernels copy where they cast, and keep dropout's mask as numbers
+    # A CPU's kernels copy where they cast, keep dropout's mask as numbers, and attention's scores as a matrix.
+    on_card: bool = True
 
     @property
     def width(self) -> int:
@@ -73,7 +76,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.length
+        return self.conversations * self.length
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,13 @@ class Estimate:
     adapters: int  # fp32 numbers, their gradients, and 16-bit copies under autocast
     optimizer: int
     kept: int  # activations that wait for the backward pass
-    logits: int
+    loss: int  # a few rows of logits, and the gradient of the hidden states
     layer: int  # the work inside one layer: its recomputed activations, gradients, a dequantised weight
 
     @property
     def peak(self) -> int:
-        """The loss is over before a layer's backward begins, so its logits and a layer's work share their place."""
-        return self.weights + self.adapters + self.optimizer + self.kept + max(self.logits, self.layer)
+        """The loss is over before a layer's backward begins, so the two share their place."""
+        return self.weights + self.adapters + self.optimizer + self.kept + max(self.loss, self.layer)
 
 
 def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
@@ -102,7 +105,7 @@ def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
     whole, given = layer_kept(shape, step), step.tokens * shape.hidden_size * step.width
     stored = (shape.num_hidden_layers - recomputed) * whole
     inputs = recomputed * given
-    ends = _norm(shape, step) + _mask(step)
+    ends = _norm(shape, step)
     # Two moments compete: the last layer's backward, with all others' activations there; the recomputed layers', with
     # one of them whole. `layer` is what the higher one has beyond the kept ones.
     last = layer_work(shape, step) if stored else 0
@@ -112,7 +115,7 @@ def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
         adapters=trained * (2 * FP32 + (step.width if step.half else 0)),
         optimizer=trained * OPTIMIZER_BYTES[step.optimizer],
         kept=stored + inputs + ends,
-        logits=logit_bytes(shape, step),
+        loss=loss_bytes(shape, step),
         layer=max(last, again),
     )
 
@@ -148,10 +151,10 @@ def layer_kept(shape: Shape, step: Step) -> int:
 def _until_scores(shape: Shape, step: Step) -> int:
     """Norm, query, key and value at the query's number of heads (grouped ones are repeated), and the scores."""
     three = 3 * step.tokens * shape.hidden_size * step.width
-    if step.attention == "sdpa":  # keeps its output and a log-sum-exp per row instead of the scores
+    if step.on_card:  # the memory-efficient kernel keeps its output and a log-sum-exp per row instead of the scores
         scores = step.tokens * (shape.hidden_size * step.width + shape.num_attention_heads * FP32)
-    else:  # softmax in fp32 for its own backward, a 16-bit copy for the product with value
-        scores = _scores(shape, step) * (FP32 + (step.width if step.half else 0))
+    else:
+        scores = step.conversations * _scores(shape, step)
     return _norm(shape, step) + _lora(shape, step, ("q_proj", "k_proj", "v_proj")) + three + scores
 
 
@@ -183,8 +186,8 @@ def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
 def layer_work(shape: Shape, step: Step) -> int:
     """The most that one layer has, forward or backward, beyond the activations it keeps.
 
-    Four moments: an adapter on down_proj with its fp32 input and the dropped one; down_proj's backward; that of the
-    product before it; the softmax's. Beside each lies the residual stream or its gradient.
+    Four moments: an adapter on down_proj, forward; down_proj's backward; that of the product before it; on a CPU the
+    softmax's. Beside each lies the residual stream or its gradient.
     """
     stream = step.tokens * shape.hidden_size * step.width
     numbers = step.tokens * shape.intermediate_size
@@ -194,11 +197,11 @@ def layer_work(shape: Shape, step: Step) -> int:
         adapted * numbers * step.width + _frozen_backward(shape, step) - freed,
         3 * numbers * step.width - freed,  # the gradients of the product and of its two factors
     ]
-    if adapted:
-        moments.append(numbers * FP32 * (step.half + step.dropout))
-    if step.attention == "eager":  # coming in and going out in fp32; softmax's result is among the kept
-        gone = step.width if step.half else 0  # the 16-bit copy for the product with value
-        moments.append(_scores(shape, step) * (2 * FP32 - gone) - _after_scores(shape, step))
+    if adapted:  # its input as it came, in peft's fp32, and dropped; its output and the frozen layer's
+        inputs = step.half * (step.width + FP32) + step.dropout * FP32
+        moments.append(numbers * inputs + 2 * stream)
+    if not step.on_card:  # coming in and going out, one conversation at a time
+        moments.append(2 * _scores(shape, step) - _after_scores(shape, step))
     return stream + max(moments)
 
 
@@ -215,17 +218,18 @@ def _frozen_backward(shape: Shape, step: Step) -> int:
     return weight * step.width + max(gradient, weight * copies)
 
 
-def logit_bytes(shape: Shape, step: Step) -> int:
-    """The cross entropy's backward: log-probabilities, their gradient and the logits' gradient, all fp32."""
-    return 3 * FP32 * step.rows * step.trained * shape.vocab_size
+def loss_bytes(shape: Shape, step: Step) -> int:
+    """loss.py: the trained hidden states and their fp32 gradient, with a chunk's logits and their exponentials, or with
+    that gradient scaled and put back among all tokens."""
+    states = step.trained * shape.hidden_size
+    forward = 2 * FP32 * min(CHUNK, step.trained) * shape.vocab_size
+    backward = states * FP32 + step.tokens * shape.hidden_size * step.width
+    return states * (FP32 + step.width) + max(forward, backward)
 
 
 def _scores(shape: Shape, step: Step) -> int:
-    return step.rows * shape.num_attention_heads * step.length**2
-
-
-def _mask(step: Step) -> int:
-    return step.rows * step.length**2 * step.width if step.attention == "eager" else 0
+    """Bytes of one conversation's matrix of scores."""
+    return shape.num_attention_heads * step.length**2 * step.width
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -61,7 +61,9 @@ KEYS = [
     "MOSS",
     "meta_instruction",
     "conversation_id",
-] + ["user utterance", "system response"]
+    "user utterance",
+    "system response",
+]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 leaves |= st.sampled_from(
     ["human", "gpt", "function_call", "usr", "[|AI|] x", "\n\nHuman: q\n\nAssistant: a", "\ud83d"]

@@ -73,7 +73,7 @@ def test_int8_stays_close_to_the_original_layer():
 
 
 def test_scale_last_overflows_fp16_where_dequantise_first_does_not():
-    """The defect this layer exists to avoid: codes times activations exceed 65,504 before the scale brings them back."""
+    """The defect this layer avoids: codes times activations exceed 65,504 before the scale brings them back."""
     weight = torch.full((1, 4096), 0.02)
     x = torch.ones(1, 4096)
     codes, scale = quantize(weight)
