@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock fetch convert corpus train evaluate merge chat report demo test clean image image-save image-verify shell
+.PHONY: help setup lock pins plan fetch convert corpus train evaluate merge chat report demo test clean image image-save image-verify shell
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -42,6 +42,12 @@ lock: $(READY) ## resolve docker/requirements*.in into the two locks, with hashe
 	cd docker && for name in requirements requirements-dev; do \
 	  ../.venv/bin/uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
+
+pins: $(READY) ## is every package the locked one, and does every library carry sm_60 code?
+	$(PY) -m recipe.pins
+
+plan: $(READY) ## will the run fit into 16 GB, how many hours? (arithmetic, before anyone pays)
+	@$(PY) -m recipe.plan --config $(CONFIG)
 
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(NAME)

@@ -80,17 +80,37 @@ def test_the_merged_model_answers_the_same_in_plain_transformers(result):
     assert "Pascaline" in tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_int8_costs_at_most_half_a_percent_of_perplexity(result):
-    """The same held-out text and the same code, the base once in int8 (eval.json) and once in fp32."""
+def test_int8_costs_at_most_half_a_percent_of_perplexity(first, assets):
+    """Real people's conversations, the same tokens and the same code: the base once in int8 and once in fp32."""
     import torch
+    from datasets import Dataset
 
     from recipe import data, model
+    from recipe.conversations.formats import Conversation, read
+    from recipe.conversations.templates import render
+    from recipe.conversations.tokens import encode
 
     base = ROOT / "weights" / "smollm2-135m-instruct"
-    rows = data.encode_file(ROOT / "data" / "demo" / "val.jsonl", model.load_tokenizer(base), "vicuna_v1.1")
-    nll, count = model.held_out_nll(model.load(base, "fp32", torch.device("cpu")), data.batches(rows, 512))
-    ratio = result["base"]["perplexity"] / math.exp(nll / count)
-    print(f"demo: perplexity of int8 over fp32: {ratio:.5f}")
+    tokenizer = model.load_tokenizer(base)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for item in read(assets / "conversations" / "oa_en_100_tree.jsonl"):
+        roles = [message.role for message in item.messages] if isinstance(item, Conversation) else []
+        if roles and roles == ["user", "assistant"] * (len(roles) // 2):
+            input_ids, labels = encode(tokenizer, render("vicuna_v1.1", item.messages))
+            if len(input_ids) <= 1024:
+                rows["input_ids"].append(input_ids)
+                rows["labels"].append(labels)
+        if sum(map(len, rows["input_ids"])) > 6000:
+            break
+    samples = Dataset.from_dict(rows)
+    perplexity = {}
+    for precision in ("fp32", "int8"):
+        loaded = model.load(base, precision, torch.device("cpu"))
+        nll, count = model.held_out_nll(loaded, data.batches(samples, 1024))
+        perplexity[precision] = math.exp(nll / count)
+    assert count > 4000
+    ratio = perplexity["int8"] / perplexity["fp32"]
+    print(f"demo: perplexity of int8 over fp32 on {count} real tokens: {ratio:.5f}")
     assert abs(ratio - 1) <= 0.005
 
 
