@@ -15,7 +15,7 @@ from typing import Any
 from recipe.conversations.templates import Piece, Special
 from recipe.conversations.tokens import Encoders
 
-CACHED_WORDS = 200_000  # some 25 MB
+CACHED_WORDS = 300_000  # some 35 MB
 CACHED_LENGTH = 48  # characters; longer words seldom come twice
 
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
@@ -74,7 +74,8 @@ class TokenCounter:
         return tokens, trained
 
     def _whole(self, text: str, leading: bool = False) -> int:
-        return len(self._encoders.ids(text, leading))
+        backend = self._encoders.leading if leading else self._encoders.inner
+        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0]) if text else 0
 
     def _sentencepiece(self, text: str) -> int:
         words, spaced = self._words.__getitem__, self._spaced.__getitem__
@@ -107,7 +108,8 @@ class _Words(dict[str, int]):
     def __missing__(self, word: str) -> int:
         first, *rest = self._between.split(word) if self._between else [word]
         count = self[first] + sum(map(self._parts.__getitem__, rest)) if rest else self._count(word)
-        if len(word) <= CACHED_LENGTH and len(self) < CACHED_WORDS:
+        room = CACHED_WORDS // 2 if rest else CACHED_WORDS  # the parts of later words shall find some, too
+        if len(word) <= CACHED_LENGTH and len(self) < room:
             self[word] = count
         return count
 

@@ -11,7 +11,7 @@ from recipe.conversations.messages import Message
 from recipe.errors import UsageError
 
 ARROW = " => "
-SEEN_BY_DETECTOR = 120  # characters; a conversation's language shows in them
+SEEN_BY_DETECTOR = 80  # characters; a conversation's language shows in them
 NGRAM = 13  # words; the length at which GPT-3's authors called a match contamination (arXiv:2005.14165, appendix C)
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

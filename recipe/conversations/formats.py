@@ -45,8 +45,9 @@ def conversations(
         yield record
         return
     stem = source.partition(".")[0]
-    for name, value in _keyed(record.value, layout) or [("", record.value)]:
-        if (fitting := _fitting(value, layout)) is None:
+    whole = _fitting(record.value, layout)
+    for name, value in [("", record.value)] if whole else _keyed(record.value, layout) or [("", record.value)]:
+        if (fitting := whole or _fitting(value, layout)) is None:
             yield Rejected(
                 source, record.offset, Drop.UNKNOWN_FORMAT, _look(value), jsonstream.excerpt(value), record.size
             )
@@ -92,7 +93,7 @@ def _fitting(value: Any, layout: Layout | None) -> Layout | None:
 
 def _keyed(value: Any, layout: Layout | None) -> list[tuple[str, Any]]:
     """The records of a file that is one object from names to records, as CrossWOZ's and DialogStudio's; else none."""
-    if not isinstance(value, dict) or _fitting(value, layout):
+    if not isinstance(value, dict):
         return []
     return list(value.items()) if any(_fitting(inner, layout) for inner in value.values()) else []
 

@@ -51,7 +51,7 @@ def is_sharegpt_tools(record: Record) -> bool:
     if not is_sharegpt(record):
         return False
     return isinstance(record.get("tools"), str) or any(
-        isinstance(turn, dict) and role(turn.get("from")) in TOOL_ROLES for turn in record["conversations"]
+        isinstance(turn, dict) and turn.get("from") in tuple(TOOL_ROLES) for turn in record["conversations"]
     )
 
 

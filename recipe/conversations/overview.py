@@ -15,6 +15,7 @@ BAR = 40  # characters of the longest bar
 MOST_TURNS = 20  # longer conversations share the last bar
 BUDGETS = (512, 1024, 2048)  # tokens of a pack
 RANDOM, LONGEST, STRANGEST = 10, 3, 5  # samples shown
+LOOKED_AT = 2000  # characters of a sample
 COMMON = "etaoinsrhl 的是不了在有我"  # frequent in most languages of the Latin script, and in Chinese
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
@@ -87,13 +88,18 @@ def notable(file: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
             if index in drawn:
                 at_random.append(line)
             _keep(longest, (len(line), -index, line), LONGEST)
-            _keep(strangest, (-sum(map(line.count, COMMON)) / len(line), -index, line), STRANGEST)
+            _keep(strangest, (-_common(line), -index, line), STRANGEST)
     shown = {
         "Drawn at random": at_random,
         "The longest": [line for _, _, line in sorted(longest, reverse=True)],
         "The strangest: fewest of the most common letters": [line for _, _, line in sorted(strangest, reverse=True)],
     }
     return {title: [json.loads(line) for line in lines] for title, lines in shown.items()}
+
+
+def _common(line: str) -> float:
+    text = line[:LOOKED_AT]
+    return sum(map(text.count, COMMON)) / len(text)
 
 
 def _keep(heap: list[Any], item: Any, count: int) -> None:

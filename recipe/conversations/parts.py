@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -232,7 +232,7 @@ def _write(folder: Path, number: int, finished: Finished) -> None:
     """The index is written last and whole: a part that has one is finished."""
     values = {
         "source": finished.source,
-        "rows": [astuple(row) for row in finished.rows],
+        "rows": [list(vars(row).values()) for row in finished.rows],
         "account": finished.account.as_dict(),
         "rejected": [{**asdict(item), "reason": item.reason.name} for item in finished.rejected],
     }
