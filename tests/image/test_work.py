@@ -26,7 +26,7 @@ def tiny(checkout: Path, source: Path) -> None:
         base=Base(source="weights/raw", path="weights/tiny"),
         corpus=Corpus(sources=("data/raw.json",), path="data/tiny", max_length=256, val_fraction=0.25),
         lora=Lora(rank=4, alpha=8),
-        train=Train(epochs=1.0, micro_batch=1, accumulation=3, save_steps=1, eval_steps=0),
+        train=Train(epochs=1.0, accumulation=1, save_steps=1, eval_steps=0),
     )
     (checkout / "tiny.toml").write_text(configs.dump(run))
 
@@ -39,7 +39,7 @@ def test_converts_prepares_and_trains_on_mounted_folders(image, checkout, tiny_s
     tiny(checkout, tiny_source)
     converted = make(checkout, "run-convert", "CONFIG=tiny.toml")
     assert converted.returncode == 0, converted.stderr
-    assert (checkout / "weights" / "tiny" / "manifest.json").stat().st_uid == os.getuid(), "as a whom it serves"
+    assert (checkout / "weights" / "tiny" / "manifest.json").stat().st_uid == os.getuid(), "it belongs to who called"
 
     # The rest as the image's own user, who is nobody on this machine.
     mounts = tuple(f"--volume={checkout / name}:/workspace/{name}" for name in ("weights", "data", "runs", "tiny.toml"))
