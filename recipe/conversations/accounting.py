@@ -44,7 +44,7 @@ class Drop(StrEnum):
 
 
 class Change(StrEnum):
-    """What was done to a turn that was kept. The value is what a report shows."""
+    """What was done to a turn, whether or not it was kept. The value is what a report shows."""
 
     MARKUP = "HTML became Markdown"
     REMNANT = "remnants of the web page taken off"

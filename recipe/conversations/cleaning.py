@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from recipe.conversations.accounting import Change, Drop
-from recipe.conversations.messages import Conversation, Message
+from recipe.conversations.messages import Message
 
 # What a chat page's Markdown renderer emits. A turn of such elements only, from its first character to its last, or
 # one that carries the page's own class name, is the page's HTML; a tag anywhere else is something people talk about.
@@ -41,14 +41,6 @@ _REMNANTS = (
     (re.compile(r"(?<=\S)\s*\n[ \t]*\d+ / \d+\s*\Z"), ""),
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def clean(conversation: Conversation) -> tuple[Conversation, Counter[Drop]]:
-    """The conversation with clean texts and its roles in turn (no messages at all where no pair is left), and why each
-    missing turn is missing."""
-    messages = [replace(message, content=clean_text(message.content)) for message in conversation.messages]
-    kept, dropped = in_turn(messages)
-    return replace(conversation, messages=tuple(kept)), dropped
 
 
 def clean_text(text: str) -> str:

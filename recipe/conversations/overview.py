@@ -135,10 +135,9 @@ def _parts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> Section:
     for part in ("train", "val"):
         share = f"{trained[part] / tokens[part]:.1%}" if tokens[part] else "-"
         rows.append([part, f"{samples[part]:,}", f"{tokens[part]:,}", f"{trained[part]:,}", share])
-    text = (
-        f"Template {settings['template']}, at most {settings['max_length']:,} tokens a sample, "
-        f"{results['identity']} identity conversations ({settings['identity_repeat']} times in the training part)."
-    )
+    text = f"Template {settings['template']}, at most {settings['max_length']:,} tokens a sample."
+    if results["identity"]:
+        text += f" {results['identity']} identity conversations, {settings['identity_repeat']}-fold where trained on."
     if results["repeated_ids"]:
         text += f" {results['repeated_ids']:,} conversations had the id of an earlier one and got one of their own."
     return "Parts", text, rows

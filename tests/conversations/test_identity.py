@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 from recipe.conversations import identity
-from recipe.conversations.cleaning import clean, fingerprint
+from recipe.conversations.cleaning import clean_text, fingerprint, in_turn
 
 
 def normalised(text: str) -> str:
@@ -51,6 +51,8 @@ def test_a_name_with_braces_is_only_a_name() -> None:
 
 def test_they_pass_cleaning_unchanged_and_are_no_duplicates() -> None:
     found = identity.training("Ada", "Lovelace Works")
-    assert [clean(conversation)[0] for conversation in found] == found
+    for conversation in found:
+        assert in_turn(conversation.messages) == (list(conversation.messages), {})
+        assert all(clean_text(message.content) == message.content for message in conversation.messages)
     assert len({fingerprint(conversation.messages) for conversation in found}) == len(found)
     assert len({conversation.id for conversation in found}) == len(found)
