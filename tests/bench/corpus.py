@@ -13,11 +13,9 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -69,84 +67,65 @@ def make_base(model: Path, folder: Path) -> None:
     LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True).save_pretrained(folder)
 
 
-def ours(raw: Path, base: Path, output: Path, *more: str) -> dict[str, float]:
-    """The stage as a command: seconds of wall time, and the peak memory of its processes."""
+def ours(raw: Path, base: Path, output: Path) -> dict[str, float]:
+    """The stage as a command."""
     command = [sys.executable, "-m", "recipe.corpus", "--source", str(raw), "--tokenizer", str(base), "--output"]
-    started, before = time.monotonic(), cpu()
-    process = subprocess.Popen([*command, str(output), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
-    peak = watch(process)
-    if process.returncode:
-        raise SystemExit(f"recipe.corpus ended with exit code {process.returncode}")
-    return {"seconds": time.monotonic() - started, "cpu_seconds": cpu() - before, "peak_memory_gb": peak / 1e9}
-
-
-def cpu() -> float:
-    """Seconds of work of all processes that have ended: what other load on the machine does not change much."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def watch(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process; the most bytes that it and its children held at once, shared pages divided among them."""
-    import psutil
-
-    peak, done = 0, threading.Event()
-
-    def look() -> None:
-        nonlocal peak
-        while not done.wait(0.25):
-            total = 0
-            try:
-                for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-                    total += one.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-            peak = max(peak, total)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    process.wait()
-    done.set()
-    thread.join()
-    return peak
+    return measure([*command, str(output)], dict(os.environ))
 
 
 def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
     """The usual pipeline, in a process of its own that finds markdownify in `folder`."""
+    packages = folder / "packages"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder / "packages"), *MARKDOWNIFY],
-        check=True,
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *MARKDOWNIFY], check=True
     )
-    paths = os.pathsep.join([str(folder / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    before = cpu()
-    done = subprocess.run(
-        [sys.executable, __file__, "--usual", str(raw), str(model), str(folder)],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(done.stdout) | {"cpu_seconds": cpu() - before}
+    paths = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, __file__, "--usual", str(raw), str(model), str(folder)]
+    return measure(command, {**os.environ, "PYTHONPATH": paths})
 
 
-def run_usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
+def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Of a command with its children: seconds, seconds of work (which other load changes less), and the most memory at
+    once, shared pages divided among those that share them.
+
+    Work is read from every process while it lives: the fork server's children are nobody's to wait for, so that the
+    kernel's sum over waited-for children leaves them out.
+    """
+    import psutil
+
+    peak, work = 0, dict[int, float]()
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        total = 0
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                times = one.cpu_times()
+                work[one.pid] = times.user + times.system
+                total += one.memory_full_info().pss
+        peak = max(peak, total)
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"{command[1:3]} ended with exit code {process.returncode}")
+    seconds = time.monotonic() - started
+    return {"seconds": seconds, "cpu_seconds": sum(work.values()), "peak_memory_gb": peak / 1e9}
+
+
+def run_usual(raw: Path, model: Path, folder: Path) -> None:
     """Clean, then split: each loads everything, works over a process pool and writes everything."""
     from transformers import LlamaTokenizer
 
     global tokenizer
-    times = []
     for step, chunk, source, target in (
         (clean_one, 16, raw, folder / "clean.json"),
         (split_one, 64, folder / "clean.json", folder / "split.json"),
     ):
-        started = time.monotonic()
         if step is split_one:
             tokenizer = LlamaTokenizer(str(model), legacy=True)
         items = json.loads(source.read_text(encoding="utf-8"))
         with ProcessPoolExecutor() as pool:  # by fork, so the tokenizer is there
             results = list(pool.map(step, items, chunksize=chunk))
         target.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
-        times.append(time.monotonic() - started)
-    return {"clean_seconds": times[0], "split_seconds": times[1], "seconds": sum(times)}
 
 
 tokenizer: Callable[[str], Any]
@@ -195,7 +174,7 @@ def main() -> int:
     parser.add_argument("--usual", nargs=3, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.usual:
-        print(json.dumps(run_usual(*args.usual)))
+        run_usual(*args.usual)
         return 0
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
