@@ -186,7 +186,7 @@ def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
 def layer_work(shape: Shape, step: Step) -> int:
     """The most that one layer has, forward or backward, beyond the activations it keeps.
 
-    Four moments: an adapter on down_proj, forward; down_proj's backward; that of the product before it; on a CPU the
+    Four moments: an adapter on down_proj, forward; down_proj itself; the product before it, backward; on a CPU the
     softmax's. Beside each lies the residual stream or its gradient.
     """
     stream = step.tokens * shape.hidden_size * step.width
@@ -194,7 +194,7 @@ def layer_work(shape: Shape, step: Step) -> int:
     adapted = "down_proj" in step.targets
     freed = _lora(shape, step, ("down_proj",))
     moments = [
-        adapted * numbers * step.width + _frozen_backward(shape, step) - freed,
+        _frozen(shape, step) - freed,
         3 * numbers * step.width - freed,  # the gradients of the product and of its two factors
     ]
     if adapted:  # its input as it came, in peft's fp32, and dropped; its output and the frozen layer's
@@ -205,17 +205,18 @@ def layer_work(shape: Shape, step: Step) -> int:
     return stream + max(moments)
 
 
-def _frozen_backward(shape: Shape, step: Step) -> int:
-    """The widest frozen layer: its weight dequantised beside its input's gradient.
+def _frozen(shape: Shape, step: Step) -> int:
+    """down_proj, the widest frozen layer: its dequantised weight and its input or, backward, that one's gradient.
 
-    While dequantising, a CPU also holds the codes, and a 16-bit result, in fp32.
+    Backward an adapter's gradient waits beside it; forward a CPU casts codes, and a 16-bit result, in fp32 copies.
     """
-    gradient = step.tokens * shape.intermediate_size * step.width
+    wide = step.tokens * shape.intermediate_size * step.width
+    waiting = wide if "down_proj" in step.targets else 0
     if step.precision not in ("int8", "nf4"):
-        return gradient
+        return wide + waiting
     weight = shape.hidden_size * shape.intermediate_size
     copies = 0 if step.on_card else FP32 * (1 + step.half)
-    return weight * step.width + max(gradient, weight * copies)
+    return wide + weight * step.width + max(waiting, weight * copies)
 
 
 def loss_bytes(shape: Shape, step: Step) -> int:

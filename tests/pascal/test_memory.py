@@ -103,14 +103,15 @@ def measured(shape: Shape, wanted: Step) -> tuple[int, int]:
     return kept, memory.peak_bytes(lambda: loss().backward(), CPU)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "16bit"])
-@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
-@pytest.mark.parametrize("targets", [QV, ALL], ids=["qv", "all"])
 @pytest.mark.parametrize(
     ("shape", "conversations", "length"),
-    [(PLAIN, 1, 192), (PLAIN, 2, 384), (GROUPED, 4, 64), (GROUPED, 2, 384)],
-    ids=["plain-1x192", "plain-2x384", "grouped-4x64", "grouped-2x384"],
+    [(PLAIN, 1, 192), (PLAIN, 2, 160), (GROUPED, 4, 64), (GROUPED, 2, 160)],
+    ids=["plain-1x192", "plain-2x160", "grouped-4x64", "grouped-2x160"],
+)
+@pytest.mark.parametrize(
+    ("targets", "dropout", "half"),
+    [(QV, True, True), (QV, False, False), (ALL, True, False), (ALL, False, True)],
+    ids=["qv-dropout-16bit", "qv-plain-fp32", "all-dropout-fp32", "all-plain-16bit"],
 )
 def test_one_layer_keeps_and_takes_what_the_arithmetic_says(shape, conversations, length, targets, dropout, half):
     wanted = step(conversations, length, targets, dropout=dropout, half=half)
@@ -120,9 +121,9 @@ def test_one_layer_keeps_and_takes_what_the_arithmetic_says(shape, conversations
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "16bit"])
-def test_a_real_layer_of_7b(half):
-    wanted = step(1, 256, QV, half=half)  # 0.8 GB of weights
+def test_a_real_layer_of_7b():
+    """In fp32: a CPU's bfloat16 matmul of this size takes minutes."""
+    wanted = step(1, 256, QV)
     kept, peak = measured(LLAMA_7B, wanted)
     assert memory.layer_kept(LLAMA_7B, wanted) == pytest.approx(kept, rel=0.05)
     assert memory.layer_kept(LLAMA_7B, wanted) + memory.layer_work(LLAMA_7B, wanted) == pytest.approx(peak, rel=0.10)
