@@ -8,28 +8,30 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import config as configs
 from recipe import console, provenance
 from recipe.config import Config
-from recipe.errors import RecipeError, UnfitError, UsageError
+from recipe.errors import RecipeError, UnfitError
+from recipe.sizing import (
+    CARD_MIB,
+    CONTEXT_MIB,
+    KNOWN,
+    MARGIN_MIB,
+    MIB,
+    check_targets,
+    read_shape,
+    recomputed_layers,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from recipe.pascal.memory import Estimate, Shape, Step
 
-CARD_MIB = 16_280  # what the driver reports of a P100's 16 GB
-CONTEXT_MIB = 500  # the CUDA context and cuBLAS: assumed, 300 to 500 on other cards
-MARGIN_MIB = 500  # what the allocator loses between blocks: assumed
 TFLOPS = (7.9, 8.4)  # a large fp16 torch matmul on a P100-PCIE, as two public benchmarks measured it
-ATTENTION = "sdpa"  # what recipe.pascal.attention is: fused, mask-free, so no S x S scores
-MIB = 1 << 20
 ESTIMATED = "estimated by arithmetic, not yet measured on a P100"
-# (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases this recipe is meant for
-KNOWN = {"7b": (4096, 11008, 32, 32, 32, 32000), "13b": (5120, 13824, 40, 40, 40, 32000)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,58 +66,6 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
         "time": time_of(config, shape, step, recomputed, corpus),
         "note": ESTIMATED,
     }
-
-
-def read_shape(config: Config, size: str | None) -> tuple["Shape", str]:
-    """(shape, where it is from): the base's config.json if it is there, else a known size, else its name."""
-    from recipe.pascal.memory import Shape
-
-    path = Path(configs.required(config, "base.path"))
-    if size is None and (path / "config.json").is_file():
-        try:
-            found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            found.setdefault("num_key_value_heads", found["num_attention_heads"])
-            found.setdefault("tie_word_embeddings", False)
-            return Shape(**{item.name: found[item.name] for item in dataclasses.fields(Shape)}), f"{path}/config.json"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecipeError(f"{path}/config.json is not a LLaMA's ({error!r}); convert the base again") from None
-    named = size or next((name for name in KNOWN if re.search(rf"(?<!\d){name}", path.name.lower())), None)
-    if named is None:
-        raise UsageError(f"{path} is not there, so its shape is unknown: convert it first, or say --shape 7b or 13b")
-    origin = f"a LLaMA of {named.upper()}" + ("" if size else f", which base.path = {path} names: not there yet")
-    return Shape(*KNOWN[named]), origin
-
-
-def check_targets(config: Config, shape: "Shape") -> None:
-    """Raises UsageError where an adapter is meant for a layer that a LLaMA does not have."""
-    if unknown := set(config.lora.target_modules) - shape.linears().keys():
-        raise UsageError(f"lora.target_modules: no {min(unknown)} in a LLaMA, it has {', '.join(shape.linears())}")
-
-
-def recomputed_layers(config: Config, shape: "Shape") -> int:
-    """train.recompute as a number of layers that this base has."""
-    layers, asked = shape.num_hidden_layers, config.train.recompute
-    if not -1 <= asked <= layers:
-        raise UsageError(f"train.recompute is {asked}, expected -1 (all) to {layers}, the base's number of layers")
-    return layers if asked == -1 else asked
-
-
-def step_of(config: Config, half: bool = True) -> "Step":
-    """The largest step of the run: a full pack, a loss at every position."""
-    from recipe.pascal.memory import Step
-
-    return Step(
-        conversations=1,
-        length=config.train.micro_batch_tokens,
-        trained=config.train.micro_batch_tokens,
-        rank=config.lora.rank,
-        targets=config.lora.target_modules,
-        dropout=config.lora.dropout > 0,
-        precision=config.base.precision,
-        optimizer=config.train.optimizer,
-        half=half,
-        on_card=half,
-    )
 
 
 def memory_of(shape: "Shape", estimate: "Estimate", recomputed: int, fewest: int | None) -> dict[str, Any]:
@@ -196,7 +146,8 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
     """FLOP per token, tokens per second at the matmul rate, steps and hours; None where the corpus is not known."""
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     weights = 2 * shape.linear_parameters()
-    scores = 4 * layers * config.corpus.max_length * hidden  # query x key, scores x value: the square, at the longest
+    # query x key and scores x value, of the longest conversation; the causal kernel skips the future, half of it
+    scores = 2 * layers * config.corpus.max_length * hidden
     head = 2 * shape.vocab_size * hidden * corpus.trained_share
     flop = {
         "forward": weights,
@@ -251,10 +202,10 @@ def memory_lines(memory: dict[str, Any]) -> list[str]:
         ("sum", memory["total"]),
         (f"left of {memory['card']:,} ({memory['margin']:,} wanted as margin)", memory["left"]),
     ]
-    fewest = memory["fewest_recomputed"]
-    enough = "even all layers recomputed do not fit" if fewest is None else f"{fewest} would have to be recomputed"
+    fewest, layers = memory["fewest_recomputed"], memory["layers"]
+    enough = "not even all would be enough" if fewest is None else f"{fewest} would be enough"
     table = console.table([["memory", "MiB"], *([name, f"{size:>7,}"] for name, size in rows)])
-    return [*table.splitlines(), f"of {memory['layers']} layers {enough}, {memory['recomputed']} are"]
+    return [*table.splitlines(), f"{memory['recomputed']} of {layers} layers recompute, {enough}"]
 
 
 def time_lines(plan: dict[str, Any]) -> list[str]:

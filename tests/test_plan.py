@@ -1,0 +1,133 @@
+"""The plan before the card: what fits, what would, what it costs, and what it says where it cannot know."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from recipe import config as configs
+from recipe import console, plan, sizing
+from recipe.errors import RecipeError, UsageError
+
+CONFIGS = Path(plan.__file__).parent / "configs"
+SEVEN, THIRTEEN = CONFIGS / "vicuna-7b-p100.toml", CONFIGS / "vicuna-13b-p100.toml"
+
+
+def planned(capsys, *flags: str) -> tuple[int, dict, str]:
+    """(exit code, --json, stderr) of one call."""
+    code = console.entry(lambda: plan.main([*flags, "--json"]))
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+@pytest.mark.parametrize("path", [SEVEN, THIRTEEN], ids=lambda path: path.stem)
+def test_the_shipped_configs_fit_with_margin(path, capsys):
+    code, result, _ = planned(capsys, "--config", str(path))
+    memory = result["memory"]
+    assert code == 0 and memory["fits"]
+    assert memory["left"] > 2 * memory["margin"]
+    assert memory["weights"] < 7_200
+    assert memory["fewest_recomputed"] <= memory["recomputed"]
+
+
+def test_a_config_that_cannot_fit_says_by_how_much_and_what_to_change(capsys):
+    code, result, err = planned(capsys, "--config", str(THIRTEEN), "--set", "base.precision=fp16")
+    memory = result["memory"]
+    over = memory["total"] - (memory["card"] - memory["margin"])
+    assert code == 3 and not memory["fits"] and over > 8_000
+    assert f"{over:,} too many" in err and 'base.precision = "nf4"' in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["train.recompute=0", "base.precision=fp32"])
+def test_what_it_advises_is_enough(change, capsys):
+    """Each single change that the sentence names is applied to the config that did not fit."""
+    _, result, _ = planned(capsys, "--config", str(SEVEN), "--set", change, "--set", "train.micro_batch_tokens=4096")
+    assert not result["memory"]["fits"]
+    for choice in result["advice"].removeprefix("set ").split(" or "):
+        flags = [flag for item in choice.split(", ") for flag in ("--set", item)]
+        base = ["--config", str(SEVEN), "--set", change, "--set", "train.micro_batch_tokens=4096"]
+        code, changed, _ = planned(capsys, *base, *flags)
+        assert code == 0 and changed["memory"]["fits"], choice
+
+
+def test_where_nothing_is_enough_it_says_so(monkeypatch):
+    monkeypatch.setattr(plan, "CARD_MIB", 4_000)
+    result = plan.run(configs.load(SEVEN))
+    assert "take a smaller base" in plan.verdict(result)
+
+
+def test_flops_are_those_of_the_facts():
+    """6N with every layer recomputed, 4N with none; N are the layers' 6.5 of a 7B's 6.7 billion weights."""
+    whole = plan.run(configs.load(SEVEN))["time"]["flop_per_token"]
+    none = plan.run(configs.load(SEVEN, {"train.recompute": 0}))["time"]["flop_per_token"]
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert whole["forward"] + whole["recompute"] + whole["backward"] == 6 * weights
+    assert none["recompute"] == 0 and none["forward"] + none["backward"] == 4 * weights
+
+
+def test_hours_follow_from_tokens_rate_and_flops():
+    time = plan.run(configs.load(SEVEN), tokens=50_000_000)["time"]
+    per_token = sum(time["flop_per_token"].values())
+    assert time["hours"] == pytest.approx([50e6 * per_token / (rate * 1e12) / 3600 for rate in (7.9, 8.4)], rel=1e-3)
+    assert time["steps"] == -(-50_000_000 // (2048 * 16))
+
+
+def test_the_prepared_corpus_is_counted(tiny_run):
+    from recipe import provenance
+
+    result = plan.run(tiny_run)
+    counted = provenance.read_manifest(Path(tiny_run.corpus.path))["results"]
+    assert result["time"]["tokens"] == counted["tokens"]["train"]
+    assert result["time"]["samples"] == counted["samples"]["train"]
+    assert result["shape"]["hidden_size"] == 48 and result["shape"]["num_key_value_heads"] == 2
+
+
+def test_text_shows_the_arithmetic_and_what_it_is(tiny_run, capsys):
+    assert console.entry(lambda: plan.main(["--config", str(SEVEN), "--tokens", "1000000"])) == 0
+    out = capsys.readouterr().out
+    for part in ("weights", "CUDA context (assumed)", "backward", "GFLOP per token", "7.9 to 8.4 TFLOP/s", "hours"):
+        assert part in out
+    assert "not yet measured on a P100" in out and "not there yet" in out
+    assert console.entry(lambda: plan.main(["--config", str(SEVEN)])) == 0
+    assert "tokens unknown" in capsys.readouterr().out
+
+
+def test_a_size_wins_over_the_name_and_an_unknown_name_asks_for_one(capsys):
+    unknown = ["--config", str(SEVEN), "--set", "base.path=weights/mine"]
+    code, _, err = planned(capsys, *unknown)
+    assert code == 2 and "say --shape 7b or 13b" in err
+    code, result, _ = planned(capsys, *unknown, "--shape", "13b", "--set", "base.precision=nf4")
+    assert code == 0 and result["shape"]["hidden_size"] == 5120
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train.recompute": 33}, "expected -1 .all. to 32"),
+        ({"lora.target_modules": ["query"]}, "no query in a LLaMA"),
+        ({"base.path": ""}, "base.path is empty"),
+    ],
+)
+def test_a_config_that_cannot_be_right(change, said):
+    with pytest.raises(UsageError, match=said):
+        plan.run(configs.load(SEVEN, change))
+
+
+def test_a_damaged_config_json_or_manifest_is_one_sentence(tmp_path, tiny_run):
+    (tmp_path / "config.json").write_text('{"hidden_size": 1}')
+    broken = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, path=str(tmp_path)))
+    with pytest.raises(RecipeError, match="is not a LLaMA's"):
+        sizing.read_shape(broken, None)
+    manifest = {"stage": "corpus", "inputs": {}, "outputs": {}, "config": {}, "results": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    broken = dataclasses.replace(tiny_run, corpus=dataclasses.replace(tiny_run.corpus, path=str(tmp_path)))
+    with pytest.raises(RecipeError, match="counts no tokens"):
+        plan.run(broken)
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_number_of_tokens_that_is_none(count, capsys):
+    with pytest.raises(SystemExit) as end:
+        plan.main(["--config", str(SEVEN), "--tokens", count])
+    assert end.value.code == 2 and "whole number above 0" in capsys.readouterr().err
