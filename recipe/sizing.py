@@ -71,3 +71,8 @@ def step_of(config: Config, half: bool = True) -> "Step":
         half=half,
         on_card=half,
     )
+
+
+def with_precision(step: "Step", precision: str) -> "Step":
+    """The same step on a base held otherwise."""
+    return dataclasses.replace(step, precision=precision)

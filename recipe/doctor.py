@@ -1,0 +1,260 @@
+"""Is this machine fit for the run? One line per check, a hint where something is wrong, a verdict; exit 3: unfit."""
+
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe import card, console, locks, provenance, sizing
+from recipe.card import MIB, Card, Check
+from recipe.config import Config
+from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from recipe.pascal.memory import Shape
+
+PYTHON = (3, 11)
+GLIBC = (2, 28)  # the wheels of the lock are manylinux_2_28
+CPU_WEIGHTS = 1e9  # a base beyond it fits a large machine's memory, but a step on a CPU takes minutes
+HOST_BYTES = 4 << 30  # beside a card: torch with CUDA, one tensor, one shard of the quantised copy; assumed
+TORCH_BYTES = 1 << 30  # Python, torch and transformers before any tensor; assumed
+SPARE_BYTES = 500 << 20  # logs, metrics, and what a file system keeps for itself
+
+
+def run(config: Config | None) -> list[Check]:
+    """Every check, in the order of the report; those of a run (memory, disk, files) need its config."""
+    shape = shape_of(config) if config else None
+    checks = [python(), glibc(), packages(), torch_cuda()]
+    if checks[-1].verdict == "ok":
+        checks += [*device(config, shape), *probes()]
+    if config and shape:
+        checks += [ram(config, shape), *disk(config, shape)]
+    if config:
+        checks += [artefact("weights", config.base.path, "convert"), artefact("corpus", config.corpus.path, "corpus")]
+    return checks
+
+
+def shape_of(config: Config) -> "Shape | None":
+    """None where neither the weights nor their name tell it: the check of the weights says what is missing."""
+    try:
+        return sizing.read_shape(config, None)[0]
+    except RecipeError:
+        return None
+
+
+def python() -> Check:
+    version = platform.python_version()
+    if sys.version_info[:2] == PYTHON:
+        return Check("python", "ok", version)
+    return Check("python", "fail", version, "use 3.11: torch 2.0.1 has no wheel for a newer one and the lock is for it")
+
+
+def glibc() -> Check:
+    name, version = platform.libc_ver()
+    parts = tuple(int(part) for part in version.split(".") if part.isdecimal())
+    if name == "glibc" and parts >= GLIBC:
+        return Check("glibc", "ok", version)
+    needed = ".".join(map(str, GLIBC))
+    return Check("glibc", "fail", f"{name or 'none'} {version}".strip(), f"use a system with glibc {needed} or later")
+
+
+def packages() -> Check:
+    """Names and versions; `make pins` also hashes every file."""
+    lock = locks.read_lock(locks.DOCKER / "requirements.lock")
+    wrong = [said for name, version in lock.items() if (said := _difference(name, version))]
+    if wrong:
+        found = f"{len(wrong)} of {len(lock)} differ from the lock: {', '.join(wrong[:3])}"
+        return Check("packages", "fail", found, "`make setup` in a clean checkout, or the image")
+    return Check("packages", "ok", f"{len(lock)} as locked; `make pins` looks into their files")
+
+
+def _difference(name: str, locked: str) -> str:
+    try:
+        installed = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return f"{name} is missing"
+    return "" if locks.same_version(installed, locked) else f"{name} {installed} instead of {locked}"
+
+
+def torch_cuda() -> Check:
+    """What torch was built with, whether or not there is a card."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch", "fail", f"does not import: {console.printable(str(error))}", "`make setup`, or the image")
+    version = torch.version.cuda
+    if version is not None and version.startswith("11."):
+        return Check("torch", "ok", f"{torch.__version__} with CUDA {version}")
+    found = f"{torch.__version__} with {f'CUDA {version}' if version else 'no CUDA'}"
+    return Check("torch", "fail", found, "install the locked torch: CUDA 11 is the last with code for a P100 here")
+
+
+def device(config: Config | None, shape: "Shape | None") -> Iterator[Check]:
+    """What would train: the card as NVML or, failing that, torch sees it; the CPU where there is none."""
+    import torch
+
+    found, seen = card.look(), torch.cuda.is_available()
+    if isinstance(found, Card):
+        yield card.driver(found.driver, locks.read_drivers(locks.DOCKER / "pins.toml"))
+        yield from of_card(found, config, shape)
+        if not seen:
+            hint = "check CUDA_VISIBLE_DEVICES and, in a container, --gpus all with NVIDIA_DRIVER_CAPABILITIES=compute"
+            yield Check("torch sees", "fail", "no card, though the driver names one", hint)
+    elif seen:
+        yield dataclasses.replace(found, verdict="warn", found=f"{found.found}, though torch sees a card")
+        free, total = torch.cuda.mem_get_info()
+        known = Card("", torch.cuda.get_device_name(), torch.cuda.get_device_capability(), total, free, ())
+        yield from of_card(known, config, shape)
+    elif config and shape and plausible_on_cpu(config, shape):
+        yield dataclasses.replace(found, verdict="warn")
+        yield Check(
+            "no card", "warn", f"judged without one: {config.name} is small enough for a CPU", "it takes longer"
+        )
+    else:
+        yield found
+        what = config.name if config else "a real run"
+        yield Check("no card", "fail", f"judged without one, and {what} needs it", "rent or fit a 16 GB Tesla P100")
+
+
+def of_card(found: Card, config: Config | None, shape: "Shape | None") -> Iterator[Check]:
+    """Its kind, and its memory against what the plan needs."""
+    import torch
+
+    architectures = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    yield card.kind(found, architectures)
+    needed = _peak(config, shape, half=True) + sizing.CONTEXT_MIB * MIB if config and shape else None
+    yield card.memory(found, needed)
+
+
+def plausible_on_cpu(config: Config, shape: "Shape") -> bool:
+    """Whether the run can be had without a card: bitsandbytes has no kernels for a CPU, and size is time."""
+    needs_cuda = config.base.precision == "nf4" or config.train.optimizer == "adamw8bit"
+    return not needs_cuda and shape.linear_parameters() < CPU_WEIGHTS
+
+
+def probes() -> Iterator[Check]:
+    """int8 and attention, forward and backward, on the device that would train."""
+    import torch
+
+    from recipe.pascal import probe
+
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if where.type == "cuda" else torch.float32
+    for name, work in (("int8 probe", probe.int8), ("attention probe", probe.attention)):
+        try:
+            result = work(where, dtype)
+        except RuntimeError as error:
+            reason = console.printable(str(error)).splitlines()[0]
+            yield Check(name, "fail", f"does not run on {where}: {reason}", "`make pins` says whether code is missing")
+            continue
+        found = f"error {result.error:.1e} against fp32 on {where} in {str(dtype).removeprefix('torch.')}"
+        if result.passed:
+            yield Check(name, "ok", found)
+        else:
+            found = found if result.finite else f"inf or NaN on {where}"
+            yield Check(name, "fail", found, "another card or driver: a run would end in NaN or nonsense")
+
+
+def _peak(config: Config, shape: "Shape", half: bool) -> int:
+    from recipe.pascal import memory
+
+    step = sizing.step_of(config, half)
+    return memory.estimate(shape, step, sizing.recomputed_layers(config, shape)).peak
+
+
+def ram(config: Config, shape: "Shape") -> Check:
+    """On a CPU the whole run lies there, beside a card only what is on its way to it."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available() and plausible_on_cpu(config, shape)
+    needed = _peak(config, shape, half=False) + TORCH_BYTES if on_cpu else HOST_BYTES
+    available = available_memory()
+    found = f"{available / 2**30:.1f} GB available, {needed / 2**30:.1f} needed"
+    if available >= needed:
+        return Check("RAM", "ok", found)
+    return Check("RAM", "fail", found, "stop other programs, raise the container's limit, or lower micro_batch_tokens")
+
+
+def available_memory() -> int:
+    """Bytes that the kernel would give now, or the container's limit where that is lower."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(free, int(text)) if text.isdecimal() else free
+
+
+def disk(config: Config, shape: "Shape") -> Iterator[Check]:
+    """Room for what the run will write: converted weights and their quantised copy, checkpoints and the adapter."""
+    from recipe.pascal import memory
+
+    step = sizing.step_of(config)
+    base = Path(config.base.path)
+    weights = 0
+    if not (base / provenance.MANIFEST).is_file():
+        weights += memory.weight_bytes(shape, sizing.with_precision(step, config.base.dtype))
+    if config.base.precision in ("int8", "nf4") and not base.with_name(f"{base.name}-{config.base.precision}").is_dir():
+        weights += memory.weight_bytes(shape, step)
+    saved = memory.adapter_parameters(shape, step) * (4 + memory.OPTIMIZER_BYTES[config.train.optimizer])
+    runs = saved * (config.train.keep_checkpoints + 1) + SPARE_BYTES  # one more while the oldest still lies there
+    for name, place, needed in (("disk, weights", base, weights), ("disk, runs", Path(config.runs), runs)):
+        folder = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+        found = f"{free / 1e9:.1f} GB free at {place}, {needed / 1e9:.1f} needed"
+        if not os.access(folder, os.W_OK):
+            yield Check(name, "warn", f"{place} is read-only", "fine for finished weights; a run writes to runs")
+        elif free < needed:
+            yield Check(name, "fail", found, "free some, or name another place in the config")
+        else:
+            yield Check(name, "ok", found)
+
+
+def artefact(name: str, path: str, stage: str) -> Check:
+    """There, and every file still has its hash."""
+    if not path or not (Path(path) / provenance.MANIFEST).is_file():
+        return Check(name, "fail", f"{path or 'no path'}: not there yet", f"`make {stage}` makes it")
+    try:
+        files = provenance.read_manifest(Path(path))["outputs"].values()
+        console.say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")
+        problems = provenance.verify(Path(path))
+    except RecipeError as error:
+        problems = [str(error)]
+    if problems:
+        return Check(name, "fail", problems[0], f"make {path} again with `make {stage}`")
+    return Check(name, "ok", f"{path}: {len(files)} files, every hash holds")
+
+
+def verdict(checks: list[Check]) -> str:
+    """One line."""
+    failed = [check.name for check in checks if check.verdict == "fail"]
+    warned = [check.name for check in checks if check.verdict == "warn"]
+    if failed:
+        return f"UNFIT: {', '.join(failed)}"
+    return "FIT" + (f", but look at: {', '.join(warned)}" if warned else "")
+
+
+def text(checks: list[Check]) -> str:
+    """The report for a person."""
+    rows = [["check", "", "found"], *([check.name, check.verdict, check.found] for check in checks)]
+    lines = console.table(rows).splitlines()
+    hints = [f"{check.name}: {check.hint}" for check in checks if check.hint]
+    return "\n".join([*lines, "", *hints, verdict(checks)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    example = "python -m recipe.doctor --config recipe/configs/vicuna-7b-p100.toml"
+    args = console.parser("doctor", __doc__ or "", example).parse_args(argv)
+    checks = run(console.load_config(args) if args.config else None)
+    fit = all(check.verdict != "fail" for check in checks)
+    result: dict[str, Any] = {"fit": fit, "verdict": verdict(checks), "checks": [vars(check) for check in checks]}
+    console.show(result, text(checks), args.json)
+    return 0 if fit else 3
+
+
+if __name__ == "__main__":
+    sys.exit(console.entry(main))

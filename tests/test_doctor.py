@@ -1,0 +1,277 @@
+"""The doctor on mocked cards: only NVML's and torch.cuda's answers are replaced. The machine itself is the real one."""
+
+import json
+from collections import namedtuple
+from pathlib import Path
+
+import pynvml
+import pytest
+import torch
+
+from recipe import card, console, doctor, locks, provenance
+from recipe import config as configs
+from recipe.pascal import probe
+from recipe.pascal.probe import Probe
+
+CONFIGS = Path(doctor.__file__).parent / "configs"
+SEVEN = CONFIGS / "vicuna-7b-p100.toml"
+MIB = 1 << 20
+ARCHITECTURES = ["sm_37", "sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86"]
+Memory = namedtuple("Memory", "total free used")
+Process = namedtuple("Process", "pid usedGpuMemory")
+
+
+class Hardware:
+    """What NVML and torch.cuda say; a test changes a field."""
+
+    driver: str | bytes = "535.183.01"
+    name: str | bytes = "Tesla P100-PCIE-16GB"
+    capability = (6, 0)
+    total, free = 16_280 * MIB, 16_270 * MIB
+    processes: tuple = ()
+    init_error: Exception | None = None
+    cards = 1
+    torch_sees = True
+
+
+@pytest.fixture
+def hardware(monkeypatch) -> Hardware:
+    state = Hardware()
+
+    def init() -> None:
+        if state.init_error:
+            raise state.init_error
+
+    def handle(index: int) -> str:
+        if index >= state.cards:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return "handle"
+
+    answers = {
+        "nvmlInit": init,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: state.driver,
+        "nvmlDeviceGetCount": lambda: state.cards,
+        "nvmlDeviceGetHandleByIndex": handle,
+        "nvmlDeviceGetName": lambda handle: state.name,
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: state.capability,
+        "nvmlDeviceGetMemoryInfo": lambda handle: Memory(state.total, state.free, state.total - state.free),
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: state.processes,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: state.torch_sees)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ARCHITECTURES)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: state.name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: state.capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (state.free, state.total))
+    good = Probe(finite=True, error=1e-4, dtype=torch.float16)
+    monkeypatch.setattr(probe, "int8", lambda where, dtype: good)
+    monkeypatch.setattr(probe, "attention", lambda where, dtype: good)
+    return state
+
+
+def checks(config=None) -> dict[str, card.Check]:
+    return {check.name: check for check in doctor.run(config)}
+
+
+def test_a_p100_is_fit(hardware):
+    found = checks()
+    assert [check.verdict for check in found.values()] == ["ok"] * len(found)
+    assert found["card"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
+    assert found.keys() >= {"python", "glibc", "packages", "torch", "driver", "memory", "int8 probe", "attention probe"}
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict", "said"),
+    [
+        ("450.80.02", "ok", "450.80.02"),
+        (b"580.65.06", "ok", "580.65.06"),
+        ("450.51.06", "fail", "too old"),
+        ("418.226.00", "fail", "too old"),
+        ("590.44.01", "fail", "no code for Pascal"),
+        ("610.1", "fail", "no code for Pascal"),
+        ("unknown", "warn", "no number"),
+    ],
+)
+def test_the_driver(hardware, version, verdict, said):
+    hardware.driver = version
+    check = checks()["driver"]
+    assert check.verdict == verdict and said in check.found
+    assert bool(check.hint) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "verdict"),
+    [
+        ("Tesla P100-SXM2-16GB", (6, 0), "ok"),
+        ("NVIDIA GeForce GTX 1080", (6, 1), "warn"),
+        ("NVIDIA A100", (8, 0), "warn"),
+        ("NVIDIA L4", (8, 9), "warn"),
+        ("NVIDIA H100", (9, 0), "fail"),
+        ("Some Card of the Future", (12, 1), "fail"),
+        ("GeForce GTX 680", (3, 0), "fail"),
+    ],
+)
+def test_another_card(hardware, name, capability, verdict):
+    hardware.name, hardware.capability = name, capability
+    check = checks()["card"]
+    assert check.verdict == verdict and name in check.found
+    if verdict == "fail":
+        assert "sm_60" in check.found and "P100" in check.hint
+
+
+def test_a_name_cannot_command_the_terminal(hardware):
+    hardware.name = b"P100\x1b[2J"
+    assert "\x1b" not in checks()["card"].found
+
+
+def test_memory_that_others_hold_is_named(hardware):
+    config = configs.load(SEVEN)
+    hardware.processes = [Process(4242, 1_000 * MIB), Process(4243, None)]
+    hardware.free = 15_000 * MIB
+    check = checks(config)["memory"]
+    assert check.verdict == "warn" and "pid 4242 (1,000 MiB)" in check.found and "pid 4243 (?)" in check.found
+    hardware.free = 5_000 * MIB
+    check = checks(config)["memory"]
+    assert check.verdict == "fail" and "5,000 of 16,280" in check.found and "stop pid 4242" in check.hint
+    hardware.processes = ()
+    assert "no process is listed" in checks(config)["memory"].hint
+
+
+def test_a_card_that_is_too_small_for_the_config(hardware):
+    hardware.total = hardware.free = 6_000 * MIB
+    check = checks(configs.load(SEVEN))["memory"]
+    assert check.verdict == "fail" and "the plan needs 8," in check.found and "make plan" in check.hint
+
+
+def test_our_own_process_is_nobody_else(hardware):
+    import os
+
+    hardware.processes = [Process(os.getpid(), MIB)]
+    assert checks()["memory"].verdict == "ok"
+
+
+def test_a_driver_that_torch_cannot_use(hardware):
+    hardware.torch_sees = False
+    check = checks()["torch sees"]
+    assert check.verdict == "fail" and "--gpus all" in check.hint
+
+
+def test_nvml_missing_beside_a_card_is_a_warning_and_the_card_is_judged(hardware):
+    hardware.init_error = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    found = checks(configs.load(SEVEN))
+    assert found["driver"].verdict == "warn" and "no NVML" in found["driver"].found
+    assert "compute,utility" in found["driver"].hint
+    assert found["card"].verdict == "ok" and found["memory"].verdict == "ok"
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
+def test_a_driver_that_does_not_run(hardware, code):
+    hardware.init_error, hardware.torch_sees = pynvml.NVMLError(code), False
+    found = checks(configs.load(SEVEN))
+    assert found["driver"].verdict == found["no card"].verdict == "fail"
+    assert "NVML does not start" in found["driver"].found
+
+
+@pytest.mark.parametrize("visible", ["1", "-1", ""])
+def test_a_card_that_is_not_there_or_hidden(hardware, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    hardware.torch_sees = False
+    assert "CUDA_VISIBLE_DEVICES" in checks()["card"].hint
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Probe(False, float("inf"), torch.float16), "inf or NaN"),
+        (Probe(True, 0.5, torch.float16), "error 5.0e-01"),
+        (RuntimeError("CUDA error: no kernel image is available\nfor execution"), "does not run on cuda"),
+    ],
+)
+def test_a_probe_that_fails(hardware, monkeypatch, result, said):
+    def work(where, dtype):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(probe, "int8", work)
+    check = checks()["int8 probe"]
+    assert check.verdict == "fail" and said in check.found and "\n" not in check.found and check.hint
+
+
+@pytest.fixture
+def no_gpu(hardware) -> Hardware:
+    hardware.init_error, hardware.torch_sees = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), False
+    return hardware
+
+
+def test_without_a_card_the_small_config_is_fit_and_the_large_one_is_not(no_gpu, tiny_run):
+    found = checks(tiny_run)
+    assert found["no card"].verdict == found["driver"].verdict == "warn"
+    assert found["weights"].verdict == found["corpus"].verdict == "ok"
+    assert "FIT, but look at: driver, no card" in doctor.verdict(list(found.values()))
+    large = checks(configs.load(SEVEN))
+    assert large["no card"].verdict == "fail" and "judged without one" in large["no card"].found
+
+
+@pytest.mark.parametrize("change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}])
+def test_what_bitsandbytes_does_needs_a_card_at_any_size(no_gpu, tiny_run, change):
+    config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
+    assert checks(config)["no card"].verdict == "fail"
+
+
+def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
+    path = tmp_path / "tiny.toml"
+    path.write_text(configs.dump(tiny_run))
+    assert console.entry(lambda: doctor.main(["--config", str(path), "--json"])) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk, runs", "corpus"}
+    assert console.entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: `make convert` makes it" in out
+    assert console.entry(lambda: doctor.main(["--config", str(tmp_path / "none.toml")])) == 2
+
+
+def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
+    import shutil
+
+    copy = Path(shutil.copytree(tiny_run.corpus.path, tmp_path / "corpus"))
+    with open(copy / "train.jsonl", "a") as file:
+        file.write("{}\n")
+    check = doctor.artefact("corpus", str(copy), "corpus")
+    assert check.verdict == "fail" and "train.jsonl" in check.found
+    (copy / provenance.MANIFEST).write_text("[]")
+    assert doctor.artefact("corpus", str(copy), "corpus").verdict == "fail"
+    assert "not there yet" in doctor.artefact("corpus", str(tmp_path / "none"), "corpus").found
+
+
+def test_a_full_disk_and_too_little_memory(no_gpu, tiny_run, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1, 1, 1))
+    monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 28)
+    found = checks(tiny_run)
+    assert found["disk, runs"].verdict == found["RAM"].verdict == "fail"
+
+
+def test_python_glibc_and_packages_say_what_they_found(monkeypatch, tmp_path):
+    monkeypatch.setattr("platform.python_version", lambda: "3.12.1")
+    monkeypatch.setattr("sys.version_info", (3, 12, 1))
+    assert "3.11" in doctor.python().hint
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
+    assert doctor.glibc().verdict == "fail" and "2.17" in doctor.glibc().found
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert doctor.glibc().found == "none"
+    (tmp_path / "requirements.lock").write_text(
+        "torch==9.9 \\\n    --hash=sha256:0\nnot-there==1.0 \\\n    --hash=sha256:0\n"
+    )
+    monkeypatch.setattr(locks, "DOCKER", tmp_path)
+    check = doctor.packages()
+    assert check.verdict == "fail" and "instead of 9.9" in check.found and "not-there is missing" in check.found
+
+
+@pytest.mark.parametrize("version", ["12.1", None])
+def test_a_torch_for_another_cuda(monkeypatch, version):
+    monkeypatch.setattr(torch.version, "cuda", version)
+    assert doctor.torch_cuda().verdict == "fail" and "CUDA 11" in doctor.torch_cuda().hint
