@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins plan fetch convert corpus train evaluate merge chat report demo test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat report demo test gpu-test clean image image-save image-verify shell
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -45,6 +45,9 @@ lock: $(READY) ## resolve docker/requirements*.in into the two locks, with hashe
 
 pins: $(READY) ## is every package the locked one, and does every library carry sm_60 code?
 	$(PY) -m recipe.pins
+
+doctor: $(READY) ## is this machine fit for the run? driver, card, memory, disk, files; exit 3: no
+	@$(PY) -m recipe.doctor --config $(CONFIG)
 
 plan: $(READY) ## will the run fit into 16 GB, how many hours? (arithmetic, before anyone pays)
 	@$(PY) -m recipe.plan --config $(CONFIG)
@@ -107,6 +110,9 @@ run-%: ## any target inside the image: make run-train CONFIG=...
 
 test: $(READY) ## lint, types and tests on the very packages that the image ships
 	$(PY) -m nox
+
+gpu-test: $(READY) ## what only a card can show: REQUIRE_GPU=1 makes a missing one a failure
+	$(PY) -m nox -s gpu
 
 clean: ## remove .venv and caches; weights, data and runs stay
 	rm -rf .venv .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

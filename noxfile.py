@@ -35,6 +35,12 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """On a card: int8, attention, memory against the plan; on a P100 with weights also 7B. REQUIRE_GPU=1: no skips."""
+    session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)
+
+
+@nox.session
 def image(session: nox.Session) -> None:
     """The real image: built, tried without network or rights, built again, digests compared. 25 GB, then removed."""
     session.run("tests/image/run.sh", sys.executable, *session.posargs, external=True)

@@ -36,8 +36,10 @@ class Card:
 
 def look() -> Card | Check:
     """The first visible card; or, where there is no driver, no NVML or no card, the line that says so."""
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        return Check("driver", "fail", "not asked: nvidia-ml-py is not installed", "`make setup`, or the image")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:

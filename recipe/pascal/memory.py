@@ -107,9 +107,9 @@ def estimate(shape: Shape, step: Step, recomputed: int) -> Estimate:
     inputs = recomputed * given
     ends = _norm(shape, step)
     # Two moments compete: the last layer's backward, with all others' activations there; the recomputed layers', with
-    # one of them whole. `layer` is what the higher one has beyond the kept ones.
+    # one of them whole and its output's gradient waiting. `layer` is what the higher one has beyond the kept ones.
     last = layer_work(shape, step) if stored else 0
-    again = whole + layer_work(shape, step) - stored if recomputed else 0
+    again = whole + given + layer_work(shape, step) - stored if recomputed else 0
     return Estimate(
         weights=weight_bytes(shape, step),
         adapters=trained * (2 * FP32 + (step.width if step.half else 0)),
