@@ -46,11 +46,12 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
 
 
-def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
+def load(path: Path, precision: str, where: torch.device, copy: Path | None = None) -> "LlamaForCausalLM":
     """Converted weights -> a frozen LlamaForCausalLM in eval mode on `where`.
 
     precision int8, nf4: the decoder's linear layers are quantised tensor by tensor as they are read, so the unquantised
-    model never exists, and a copy is left beside the weights, which the next call reads instead, to the same bits;
+    model never exists, and a copy is left beside the weights, which the next call reads instead, to the same bits
+    (`copy`: its folder, where the caller has just found it intact);
     fp16, fp32: stored as such (on a CPU fp16 weights compute, and so lie, in fp32).
     Embeddings, norms and lm_head are in the compute dtype. Raises RecipeError on a missing or superfluous tensor.
     """
@@ -66,7 +67,7 @@ def load(path: Path, precision: str, where: torch.device) -> "LlamaForCausalLM":
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config)
     dtype = torch.float32 if precision == "fp32" else compute_dtype(where)
-    cached = quantised.find(path, precision) if precision in quantised.PRECISIONS else None
+    cached = copy or quantised.find(path, precision)
     try:
         if cached:
             for name, tensors in quantised.read(cached):

@@ -82,7 +82,7 @@ def folder_of(base: Path, precision: str) -> Path:
 def find(base: Path, precision: str) -> Path | None:
     """The folder of the copy if it was made from these weights by this code and every hash in it holds; else None."""
     folder = folder_of(base, precision)
-    if not _may_be_ours(folder) or not (base / provenance.MANIFEST).is_file():
+    if precision not in PRECISIONS or not _may_be_ours(folder) or not (base / provenance.MANIFEST).is_file():
         return None
     try:
         manifest = provenance.read_manifest(folder)

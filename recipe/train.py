@@ -4,13 +4,16 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe import config as configs
 from recipe import console, provenance
 from recipe.config import Config
 from recipe.conversations.packing import fill, schedule
-from recipe.errors import UsageError
+from recipe.errors import UnfitError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 STAGE = "train"
 
@@ -23,11 +26,14 @@ def run(config: Config) -> dict[str, Any]:
     """
     from transformers import logging
 
-    from recipe import data, model, trainer
+    from recipe import data, model, quantised, trainer
 
     check(config)
+    where = model.device()
+    check_device(config, where)
     logging.set_verbosity_error()
-    inputs, settings = inputs_of(config), settings_of(config)
+    copy = quantised.find(Path(configs.required(config, "base.path")), config.base.precision)
+    inputs, settings = inputs_of(config, copy), settings_of(config)
     folder = folder_of(config, settings, inputs)
     if manifest := provenance.done(folder, STAGE, settings, inputs):
         point_latest(folder)
@@ -41,9 +47,8 @@ def run(config: Config) -> dict[str, Any]:
     rows = data.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
     val_rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
 
-    where = model.device()
     console.say(f"load {base} as {config.base.precision} on {where}")
-    tuned = model.add_adapter(model.load(base, config.base.precision, where), config.lora, config.train.seed)
+    tuned = model.add_adapter(model.load(base, config.base.precision, where, copy), config.lora, config.train.seed)
     loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda")
     checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
     if checkpoint:
@@ -77,12 +82,24 @@ def check(config: Config) -> None:
         )
 
 
-def inputs_of(config: Config) -> dict[str, str]:
-    """What the run is made from, by hash; both must still be what their manifests say."""
+def check_device(config: Config, where: "torch.device") -> None:
+    """Raises UnfitError for what only a card can do, before anything is read."""
+    if config.train.optimizer == "adamw8bit" and where.type != "cuda":
+        raise UnfitError(
+            f"train.optimizer is adamw8bit on a {where.type}, expected a CUDA card: bitsandbytes has 8-bit moments for "
+            "that alone; set train.optimizer = adamw"
+        )
+
+
+def inputs_of(config: Config, copy: Path | None = None) -> dict[str, str]:
+    """What the run is made from, by hash; both must still be what their manifests say.
+
+    `copy`: the base's quantised copy, found intact. The weights it was made from are then neither read nor hashed.
+    """
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
-    for folder in (base, corpus):
-        provenance.check_intact(folder)
+    provenance.check_intact(base, but=".safetensors" if copy else "")
+    provenance.check_intact(corpus)
     return provenance.hash_inputs({"base": base, "corpus": corpus})
 
 
@@ -157,10 +174,11 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
 
 def preview(config: Config) -> dict[str, Any]:
     """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
-    from recipe import data, model
+    from recipe import data, model, quantised
 
     check(config)
-    inputs, settings, train = inputs_of(config), settings_of(config), config.train
+    copy = quantised.find(Path(configs.required(config, "base.path")), config.base.precision)
+    inputs, settings, train = inputs_of(config, copy), settings_of(config), config.train
     tokenizer = model.load_tokenizer(Path(config.base.path))
     rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
     packs = schedule(data.lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation)

@@ -18,7 +18,7 @@ from recipe import console, provenance
 from recipe.config import Train
 from recipe.conversations.packing import schedule
 from recipe.data import batches, collate, lengths
-from recipe.errors import RecipeError, UnfitError, UsageError
+from recipe.errors import RecipeError, UsageError
 from recipe.model import causal_lm, check_adapter, held_out_nll, trained_nll
 from recipe.pascal.recompute import recompute_first
 
@@ -71,11 +71,6 @@ class LoraTrainer(Trainer):
 
 def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
     """Our fields in the Trainer's words."""
-    if train.optimizer == "adamw8bit" and not on_card:
-        raise UnfitError(
-            "train.optimizer is adamw8bit on a CPU, expected a CUDA card: bitsandbytes has 8-bit moments for that "
-            "alone; set train.optimizer = adamw"
-        )
     return TrainingArguments(
         output_dir=str(folder),
         seed=train.seed,

@@ -228,6 +228,20 @@ def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
         train.run(config)
 
 
+def test_a_start_from_the_quantised_copy_neither_reads_nor_hashes_the_weights(tiny_run, tiny_base, tmp_path, capsys):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "weights" / "tiny"))
+    config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, path=str(base)))
+    first = train.run(config)["inputs"]
+    (base / "model.safetensors").unlink()  # nothing may miss it
+    again = dataclasses.replace(config, runs=str(tmp_path / "again"))
+    assert train.run(again)["inputs"] == first
+    assert adapter_sha(latest(again)) == adapter_sha(latest(config))
+    assert capsys.readouterr().err.count("its manifest holds") == 1
+    (base / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"config\.json has 2 bytes, its manifest says"):
+        train.run(dataclasses.replace(again, name="third"))
+
+
 def test_a_changed_config_says_that_it_starts_over(tiny_run, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 3)

@@ -127,9 +127,9 @@ def test_default_root_image_is_the_first_of_the_pins():
 def test_no_secret_and_no_bytecode_stays(image):
     mark = os.environ["MARK"]
     script = (
-        f"grep -rlF {mark} /etc /opt/venv/pyvenv.cfg /opt/venv/bin /root /run /tmp /var /workspace 2>/dev/null\n"
+        f"grep -rlF {mark} /etc /opt/venv/pyvenv.cfg /opt/venv/bin ~root /run /tmp /var /workspace 2>/dev/null\n"
         "find / -xdev -name '*.pyc' -not -path '/tmp/*' | head -n 5\n"
-        "find /run/secrets /var/cache/pip /root/.cache -type f -size +0 2>/dev/null"
+        "find /run/secrets /var/cache/pip ~root/.cache -type f -size +0 2>/dev/null"
     )
     as_root = image.shell(script, flags=("--user=0", "--cap-add=DAC_OVERRIDE"))
     assert as_root.stdout == ""
