@@ -77,7 +77,7 @@ def test_adamw8bit_resumes_to_the_bit(kernel, tiny_run, tmp_path):
     config = dataclasses.replace(
         tiny_run, train=dataclasses.replace(tiny_run.train, optimizer="adamw8bit", keep_checkpoints=99, save_steps=1)
     )
-    whole, loop = losses(config, tmp_path / "whole", 96)
+    _, loop = losses(config, tmp_path / "whole", 96)
     expected = {name: p.detach().clone() for name, p in loop.model.named_parameters() if p.requires_grad}
     _, again = losses(config, tmp_path / "again", 96)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / "checkpoint-2"))
