@@ -107,10 +107,12 @@ class Train:
     optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
-    recompute: int = opt(
-        -1,
-        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all",
+    recompute: int | str = opt(
+        "auto",
+        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all; "
+        "auto: as few as fit the memory that is free",
         hashed=False,
+        choices=("auto",),
     )
     eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
@@ -248,17 +250,22 @@ def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> 
 def _checked(item: dataclasses.Field, value: Any, dotted: str, where: str) -> Any:
     """`value` as the field's type; an int is accepted for a float, a list of strings for a tuple."""
     expected: Any = item.type
+    choices = item.metadata["choices"]
     if isinstance(expected, types.GenericAlias):
         if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
             raise UsageError(f"{dotted} in {where}: expected a list of strings, found {value!r}")
         return tuple(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not expected:
-        raise UsageError(f"{dotted} in {where}: expected {expected.__name__}, found {value!r}")
-    choices = item.metadata["choices"]
-    if choices and value not in choices:
-        raise UsageError(f"{dotted} in {where}: expected one of {', '.join(choices)}, found {value!r}")
+    if isinstance(expected, types.UnionType):  # a number, or one of a few words
+        wrong = type(value) is not int and value not in choices
+        known = f"a whole number or {', '.join(choices)}"
+    elif choices:
+        wrong, known = value not in choices, f"one of {', '.join(choices)}"
+    else:
+        wrong, known = type(value) is not expected, expected.__name__
+    if wrong:
+        raise UsageError(f"{dotted} in {where}: expected {known}, found {value!r}")
     return value
 
 

@@ -127,7 +127,10 @@ def of_card(found: Card, config: Config | None, shape: "Shape | None") -> Iterat
 
     architectures = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     yield card.kind(found, architectures)
-    needed = _peak(config, shape, half=True) + sizing.CONTEXT_MIB * MIB if config and shape else None
+    needed = None
+    if config and shape:
+        needed = _peak(config, shape, True, found.free - (sizing.CONTEXT_MIB + sizing.MARGIN_MIB) * MIB)
+        needed += sizing.CONTEXT_MIB * MIB
     yield card.memory(found, needed)
 
 
@@ -160,11 +163,12 @@ def probes() -> Iterator[Check]:
             yield Check(name, "fail", found, "another card or driver: a run would end in NaN or nonsense")
 
 
-def _peak(config: Config, shape: "Shape", half: bool) -> int:
+def _peak(config: Config, shape: "Shape", half: bool, budget: int) -> int:
+    """Bytes of the largest step, with as many layers recomputed as the config says or, by itself, `budget` asks for."""
     from recipe.pascal import memory
 
     step = sizing.step_of(config, half)
-    return memory.estimate(shape, step, sizing.recomputed_layers(config, shape)).peak
+    return memory.estimate(shape, step, sizing.recomputed_layers(config, shape, step, budget)).peak
 
 
 def ram(config: Config, shape: "Shape") -> Check:
@@ -172,21 +176,12 @@ def ram(config: Config, shape: "Shape") -> Check:
     import torch
 
     on_cpu = not torch.cuda.is_available() and plausible_on_cpu(config, shape)
-    needed = _peak(config, shape, half=False) + TORCH_BYTES if on_cpu else HOST_BYTES
-    available = available_memory()
+    available = sizing.available_memory()
+    needed = _peak(config, shape, False, available - TORCH_BYTES) + TORCH_BYTES if on_cpu else HOST_BYTES
     found = f"{available / 2**30:.1f} GB available, {needed / 2**30:.1f} needed"
     if available >= needed:
         return Check("RAM", "ok", found)
     return Check("RAM", "fail", found, "stop other programs, raise the container's limit, or lower micro_batch_tokens")
-
-
-def available_memory() -> int:
-    """Bytes that the kernel would give now, or the container's limit where that is lower."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(free, int(text)) if text.isdecimal() else free
 
 
 def disk(config: Config, shape: "Shape") -> Iterator[Check]:

@@ -21,6 +21,7 @@ from recipe.sizing import (
     KNOWN,
     MARGIN_MIB,
     MIB,
+    P100_BUDGET,
     check_targets,
     read_shape,
     recomputed_layers,
@@ -54,15 +55,14 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
     shape, origin = read_shape(config, size)
     check_targets(config, shape)
     step = step_of(config)
-    recomputed = recomputed_layers(config, shape)
+    recomputed = recomputed_layers(config, shape, step, P100_BUDGET)
     estimate = memory.estimate(shape, step, recomputed)
-    budget = (CARD_MIB - CONTEXT_MIB - MARGIN_MIB) * MIB
     corpus = read_corpus(config, tokens)
     return {
         "config": config.name,
         "shape": dataclasses.asdict(shape) | {"from": origin},
-        "memory": memory_of(shape, estimate, recomputed, memory.fewest_recomputed(shape, step, budget)),
-        "advice": advice(config, shape, budget) if estimate.peak > budget else "",
+        "memory": memory_of(shape, estimate, recomputed, memory.fewest_recomputed(shape, step, P100_BUDGET)),
+        "advice": advice(config, shape) if estimate.peak > P100_BUDGET else "",
         "time": time_of(config, shape, step, recomputed, corpus),
         "note": ESTIMATED,
     }
@@ -87,7 +87,7 @@ def memory_of(shape: "Shape", estimate: "Estimate", recomputed: int, fewest: int
     }
 
 
-def advice(config: Config, shape: "Shape", budget: int) -> str:
+def advice(config: Config, shape: "Shape") -> str:
     """What to change so that the run fits: one change if one is enough, else all that save memory."""
     from recipe.pascal.memory import estimate
 
@@ -103,7 +103,9 @@ def advice(config: Config, shape: "Shape", budget: int) -> str:
 
     def fits(change: dict[str, Any]) -> bool:
         changed = changed_config(config, change)
-        return estimate(shape, step_of(changed), recomputed_layers(changed, shape)).peak <= budget
+        step = step_of(changed)
+        recomputed = recomputed_layers(changed, shape, step, P100_BUDGET)
+        return estimate(shape, step, recomputed).peak <= P100_BUDGET
 
     def said(change: dict[str, Any]) -> str:
         return ", ".join(f"{key} = {json.dumps(value)}" for key, value in change.items())

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 CARD_MIB = 16_280  # what the driver reports of a P100's 16 GB
 CONTEXT_MIB = 500  # the CUDA context and cuBLAS: assumed, 300 to 500 on other cards
-MARGIN_MIB = 500  # what the allocator loses between blocks: assumed
+MARGIN_MIB = 1000  # what the allocator loses between blocks: assumed
+P100_BUDGET = (CARD_MIB - CONTEXT_MIB - MARGIN_MIB) * MIB  # bytes that a step may have there
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases this recipe is meant for
 KNOWN = {"7b": (4096, 11008, 32, 32, 32, 32000), "13b": (5120, 13824, 40, 40, 40, 32000)}
 
@@ -47,12 +48,29 @@ def check_targets(config: Config, shape: "Shape") -> None:
         raise UsageError(f"lora.target_modules: no {min(unknown)} in a LLaMA, it has {', '.join(shape.linears())}")
 
 
-def recomputed_layers(config: Config, shape: "Shape") -> int:
-    """train.recompute as a number of layers that this base has."""
+def recomputed_layers(config: Config, shape: "Shape", step: "Step", budget: int) -> int:
+    """train.recompute as a number of layers that this base has.
+
+    auto is the fewest with which `step` peaks within `budget` bytes, or all where even those do not fit.
+    """
+    from recipe.pascal.memory import fewest_recomputed
+
     layers, asked = shape.num_hidden_layers, config.train.recompute
+    if isinstance(asked, str):
+        fewest = fewest_recomputed(shape, step, budget)
+        return layers if fewest is None else fewest
     if not -1 <= asked <= layers:
         raise UsageError(f"train.recompute is {asked}, expected -1 (all) to {layers}, the base's number of layers")
     return layers if asked == -1 else asked
+
+
+def available_memory() -> int:
+    """Bytes that the kernel would give now, or the container's limit where that is lower."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(free, int(text)) if text.isdecimal() else free
 
 
 def step_of(config: Config, half: bool = True) -> "Step":

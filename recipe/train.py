@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe import config as configs
-from recipe import console, provenance
+from recipe import console, provenance, sizing
 from recipe.config import Config
 from recipe.conversations.packing import fill, schedule
 from recipe.errors import UnfitError, UsageError
@@ -47,9 +47,10 @@ def run(config: Config) -> dict[str, Any]:
     rows = data.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
     val_rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
 
+    recomputed = recomputed_layers(config, where)
     console.say(f"load {base} as {config.base.precision} on {where}")
     tuned = model.add_adapter(model.load(base, config.base.precision, where, copy), config.lora, config.train.seed)
-    loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda")
+    loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
     checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
     if checkpoint:
         console.say(f"go on from {checkpoint}")
@@ -89,6 +90,23 @@ def check_device(config: Config, where: "torch.device") -> None:
             f"train.optimizer is adamw8bit on a {where.type}, expected a CUDA card: bitsandbytes has 8-bit moments for "
             "that alone; set train.optimizer = adamw"
         )
+
+
+def recomputed_layers(config: Config, where: "torch.device") -> int:
+    """train.recompute as a number; auto goes by the memory that is free now, so it is asked before anything is loaded.
+
+    Raises UsageError on a number that the base does not have.
+    """
+    import torch
+
+    on_card = where.type == "cuda"
+    free = torch.cuda.mem_get_info(where)[0] if on_card else sizing.available_memory()
+    shape, _ = sizing.read_shape(config, None)
+    step = sizing.step_of(config, half=on_card)
+    count = sizing.recomputed_layers(config, shape, step, free - sizing.MARGIN_MIB * sizing.MIB)
+    if count:
+        console.say(f"{count} of {shape.num_hidden_layers} layers recompute: {free / 2**30:.1f} GB are free on {where}")
+    return count
 
 
 def inputs_of(config: Config, copy: Path | None = None) -> dict[str, str]:

@@ -18,7 +18,7 @@ from recipe import console, provenance
 from recipe.config import Train
 from recipe.conversations.packing import schedule
 from recipe.data import batches, collate, lengths
-from recipe.errors import RecipeError, UsageError
+from recipe.errors import RecipeError
 from recipe.model import causal_lm, check_adapter, held_out_nll, trained_nll
 from recipe.pascal.recompute import recompute_first
 
@@ -98,12 +98,11 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
     )
 
 
-def make(model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_card: bool) -> LoraTrainer:
-    """The Trainer of one run, its callbacks in place and as many layers recomputing as asked for."""
-    try:
-        recompute_first(causal_lm(model).model.layers, train.recompute)
-    except ValueError as error:
-        raise UsageError(f"train.recompute: {error}") from None
+def make(
+    model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_card: bool, recomputed: int = 0
+) -> LoraTrainer:
+    """The Trainer of one run, its callbacks in place and the first `recomputed` layers recomputing."""
+    recompute_first(causal_lm(model).model.layers, recomputed)
     trainer = LoraTrainer(
         model=model,
         args=arguments(train, folder / "checkpoints", on_card),

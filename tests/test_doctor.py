@@ -250,7 +250,7 @@ def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
 def test_a_full_disk_and_too_little_memory(no_gpu, tiny_run, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1, 1, 1))
-    monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 28)
+    monkeypatch.setattr(doctor.sizing, "available_memory", lambda: 1 << 28)
     found = checks(tiny_run)
     assert found["disk, runs"].verdict == found["RAM"].verdict == "fail"
 

@@ -26,9 +26,9 @@ def test_the_shipped_configs_fit_with_margin(path, capsys):
     code, result, _ = planned(capsys, "--config", str(path))
     memory = result["memory"]
     assert code == 0 and memory["fits"]
-    assert memory["left"] > 2 * memory["margin"]
+    assert memory["left"] >= memory["margin"] >= 1_000
     assert memory["weights"] < 7_200
-    assert memory["fewest_recomputed"] <= memory["recomputed"]
+    assert memory["fewest_recomputed"] == memory["recomputed"] < memory["layers"]
 
 
 def test_a_config_that_cannot_fit_says_by_how_much_and_what_to_change(capsys):
@@ -53,13 +53,14 @@ def test_what_it_advises_is_enough(change, capsys):
 
 def test_where_nothing_is_enough_it_says_so(monkeypatch):
     monkeypatch.setattr(plan, "CARD_MIB", 4_000)
+    monkeypatch.setattr(plan, "P100_BUDGET", 2_500 << 20)
     result = plan.run(configs.load(SEVEN))
     assert "take a smaller base" in plan.verdict(result)
 
 
 def test_flops_are_those_of_the_facts():
     """6N with every layer recomputed, 4N with none; N are the layers' 6.5 of a 7B's 6.7 billion weights."""
-    whole = plan.run(configs.load(SEVEN))["time"]["flop_per_token"]
+    whole = plan.run(configs.load(SEVEN, {"train.recompute": -1}))["time"]["flop_per_token"]
     none = plan.run(configs.load(SEVEN, {"train.recompute": 0}))["time"]["flop_per_token"]
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert whole["forward"] + whole["recompute"] + whole["backward"] == 6 * weights

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from recipe import config as configs
-from recipe import console, data, evaluate, model, provenance, train, trainer
+from recipe import console, data, evaluate, model, provenance, sizing, train, trainer
 from recipe.conversations.packing import pack
 from recipe.errors import RecipeError, UsageError
+from recipe.pascal import memory
 
 ROOT = Path(__file__).parents[1]
 
@@ -192,8 +193,19 @@ def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
         again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / f"{count}")), recompute=count)
         train.run(again)
         assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
-    with pytest.raises(UsageError, match=r"train\.recompute: asked to recompute 3 of 2 layers"):
+    with pytest.raises(UsageError, match=r"train\.recompute is 3, expected -1 \(all\) to 2"):
         train.run(changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "3")), recompute=3))
+
+
+def test_auto_recomputes_no_more_layers_than_free_memory_asks_for(tiny_run, monkeypatch, capsys):
+    shape, _ = sizing.read_shape(tiny_run, None)
+    step = sizing.step_of(tiny_run, half=False)
+    peaks = [memory.estimate(shape, step, count).peak for count in range(3)]
+    assert peaks == sorted(peaks, reverse=True)
+    for free, expected in ((peaks[0], 0), (peaks[0] - 1, 1), (peaks[2], 2), (0, 2)):
+        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + sizing.MARGIN_MIB * sizing.MIB)
+        assert train.recomputed_layers(tiny_run, torch.device("cpu")) == expected
+        assert (f"{expected} of 2 layers recompute" in capsys.readouterr().err) == bool(expected)
 
 
 def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anything_is_loaded(tiny_run):

@@ -67,7 +67,7 @@ def ours(way: str, base: Path, lora: Any, rows: Any, length: int, folder: Path) 
     from recipe.conversations.packing import pack
 
     packs = len(pack(data.lengths(rows), length, seed=0))
-    train = Train(micro_batch_tokens=length, accumulation=packs, recompute=0, eval_steps=0)
+    train = Train(micro_batch_tokens=length, accumulation=packs, eval_steps=0)
     precision = "int8" if way == "int8" else "fp32"
     tuned = model.add_adapter(model.load(base, precision, torch.device("cpu")), lora, seed=0)
     return trainer.make(tuned, train, folder, rows, rows, on_card=False)
