@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 CARD_MIB = 16_280  # what the driver reports of a P100's 16 GB
 CONTEXT_MIB = 500  # the CUDA context and cuBLAS: assumed, 300 to 500 on other cards
-MARGIN_MIB = 1000  # what the allocator loses between blocks: assumed
+MARGIN_MIB = 1500  # what the allocator loses between blocks: assumed
 P100_BUDGET = (CARD_MIB - CONTEXT_MIB - MARGIN_MIB) * MIB  # bytes that a step may have there
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases this recipe is meant for
 KNOWN = {"7b": (4096, 11008, 32, 32, 32, 32000), "13b": (5120, 13824, 40, 40, 40, 32000)}

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from recipe.pascal.blocks import blocked_causal
+
+SHORT = 256  # tokens: below, a CPU is done with the whole matrix of scores sooner than with its blocks
+
 
 def packed_attention(
     module: Any,
@@ -33,11 +37,10 @@ def packed_attention(
     read. Without, this is a prompt or a step of generation and an additive mask [rows, 1, q, >= k], if there is one,
     holds. Raises ValueError where lengths and q disagree, or where dropout would force the S x S path on training.
     """
-    heads = query.shape[1]
     query = prescaled(query, scaling)
-    key, value = expanded(key, heads), expanded(value, heads)
     if lengths is None:
-        return unpacked(query, key, value, attention_mask).transpose(1, 2), None
+        heads = query.shape[1]
+        return unpacked(query, expanded(key, heads), expanded(value, heads), attention_mask).transpose(1, 2), None
     if dropout:
         raise ValueError(
             f"attention dropout is {dropout}, expected 0: with it torch leaves its memory-efficient kernel"
@@ -49,8 +52,17 @@ def packed_attention(
         )
     # split, not slices: its backward is one concatenation, that of n slices is n gradients of full length
     parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2) for q, k, v in parts]
+    outputs = [causal(q, k, v).transpose(1, 2) for q, k, v in parts]
     return torch.cat(outputs, dim=1), None
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One conversation's attention [1, heads, n, d] over keys and values [1, kv_heads, n, d]; n x n is kept nowhere
+    but for a short one on a CPU."""
+    if query.is_cuda or query.shape[2] < SHORT:
+        heads = query.shape[1]
+        return F.scaled_dot_product_attention(query, expanded(key, heads), expanded(value, heads), is_causal=True)
+    return blocked_causal(query, key, value)
 
 
 def prescaled(query: torch.Tensor, scaling: float | None) -> torch.Tensor:

@@ -23,10 +23,10 @@ class _ChunkedNll(torch.autograd.Function):
             rows = slice(start, start + chunk)
             target = targets[rows, None]
             logits = (hidden[rows].to(weight.dtype) @ weight.t()).to(wide)
-            log_normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_normaliser - logits.gather(1, target)).sum()
+            log_chances = logits.log_softmax(dim=1)
+            total -= log_chances.gather(1, target).sum()
             if grad is not None:
-                slope = logits.sub_(log_normaliser).exp_()
+                slope = log_chances.exp_()
                 slope.scatter_add_(1, target, slope.new_full((), -1.0).expand_as(target))
                 grad[rows] = slope.to(weight.dtype) @ weight
         ctx.dtype = hidden.dtype

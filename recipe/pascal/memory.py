@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from recipe.pascal.attention import SHORT
 from recipe.pascal.loss import CHUNK
 
 MIB = 1 << 20
@@ -149,24 +150,32 @@ def layer_kept(shape: Shape, step: Step) -> int:
 
 
 def _until_scores(shape: Shape, step: Step) -> int:
-    """Norm, query, key and value at the query's number of heads (grouped ones are repeated), and the scores."""
-    three = 3 * step.tokens * shape.hidden_size * step.width
-    if step.on_card:  # the memory-efficient kernel keeps its output and a log-sum-exp per row instead of the scores
-        scores = step.tokens * (shape.hidden_size * step.width + shape.num_attention_heads * FP32)
+    """Norm, and query, key and value, grouped ones repeated as far as the kernel knows no groups."""
+    query = step.tokens * shape.hidden_size * step.width
+    groups = shape.num_attention_heads // shape.num_key_value_heads
+    if step.on_card:  # the memory-efficient kernel keeps its output and a log-sum-exp per row
+        scores = 4 * query + step.tokens * shape.num_attention_heads * FP32
+    elif _blocked(step):
+        scores = query + 2 * query // groups
     else:
-        scores = step.conversations * _scores(shape, step)
-    return _norm(shape, step) + _lora(shape, step, ("q_proj", "k_proj", "v_proj")) + three + scores
+        scores = 3 * query + step.conversations * _scores(shape, step)
+    return _norm(shape, step) + _lora(shape, step, ("q_proj", "k_proj", "v_proj")) + scores
+
+
+def _blocked(step: Step) -> bool:
+    """Whether a CPU takes the scores of these conversations in blocks."""
+    return not step.on_card and step.length >= SHORT
 
 
 def _after_scores(shape: Shape, step: Step) -> int:
-    """silu keeps its input, the product of the MLP both factors. Frozen linear layers keep nothing."""
-    product = 3 * step.tokens * shape.intermediate_size * step.width
+    """The MLP keeps the two factors of its product. Frozen linear layers keep nothing."""
+    product = 2 * step.tokens * shape.intermediate_size * step.width
     return _norm(shape, step) + _lora(shape, step, ("o_proj", "gate_proj", "up_proj", "down_proj")) + product
 
 
 def _norm(shape: Shape, step: Step) -> int:
-    """pow and mul keep the fp32 input, mean its input (torch 2.0.1 for the count alone), rsqrt its result."""
-    return step.tokens * (2 * shape.hidden_size + 1) * FP32
+    """Its input, and one number a row."""
+    return step.tokens * (shape.hidden_size * step.width + FP32)
 
 
 def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
@@ -200,7 +209,7 @@ def layer_work(shape: Shape, step: Step) -> int:
     if adapted:  # its input as it came, in peft's fp32, and dropped; its output and the frozen layer's
         inputs = step.half * (step.width + FP32) + step.dropout * FP32
         moments.append(numbers * inputs + 2 * stream)
-    if not step.on_card:  # coming in and going out, one conversation at a time
+    if not step.on_card and not _blocked(step):  # coming in and going out, one conversation at a time
         moments.append(2 * _scores(shape, step) - _after_scores(shape, step))
     return stream + max(moments)
 

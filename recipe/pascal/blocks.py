@@ -1,0 +1,72 @@
+"""Causal attention in blocks of queries: on a CPU what torch's memory-efficient kernel is on a card.
+
+torch 2.0.1 has no such kernel for a CPU: it forms the S x S scores, masks half of them away and keeps the rest for
+backward. Here a block of queries meets the keys up to its own end only, which is half the work, and backward forms the
+scores again, so that nothing of S x S is ever kept. Needs torch alone.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+BLOCK = 64  # queries: the scores of a group of heads over thousands of keys are a few MB, as much as caches hold
+
+
+class _BlockedCausal(torch.autograd.Function):
+    """On [groups, heads of a group, n, d] queries and [groups, n, d] keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        output = torch.empty_like(query)
+        for rows, seen in _blocks(query.shape[2]):
+            weights = _weights(query[:, :, rows], key[:, seen])
+            output[:, :, rows] = _split(torch.bmm(weights, value[:, seen]), query)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = ctx.saved_tensors
+        by_query, by_key, by_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for rows, seen in _blocks(query.shape[2]):
+            grad = grads[0][:, :, rows].flatten(1, 2)
+            weights = _weights(query[:, :, rows], key[:, seen])
+            by_value[:, seen].baddbmm_(weights.transpose(1, 2), grad)
+            by_weights = torch.bmm(grad, value[:, seen].transpose(1, 2))
+            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_query[:, :, rows] = _split(torch.bmm(by_scores, key[:, seen]), query)
+            by_key[:, seen].baddbmm_(by_scores.transpose(1, 2), query[:, :, rows].flatten(1, 2))
+        scale = query.shape[-1] ** -0.5
+        return by_query.mul_(scale), by_key.mul_(scale), by_value
+
+
+def blocked_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d)) value, each query over the keys up to its own place.
+
+    query [1, heads, n, d], key and value [1, kv_heads, n, d], of one dtype -> [1, heads, n, d]; what
+    F.scaled_dot_product_attention(..., is_causal=True) gives for repeated keys and values.
+    """
+    groups = key.shape[1]
+    return _BlockedCausal.apply(query[0].unflatten(0, (groups, -1)), key[0], value[0]).flatten(0, 1)[None]
+
+
+def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
+    """(a block of queries, the keys that they may see)"""
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        yield slice(start, end), slice(0, end)
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Softmax [groups, heads * b, k] of the scores of the last b of k places."""
+    rows = query.shape[2]
+    scores = torch.bmm((query * query.shape[-1] ** -0.5).flatten(1, 2), key.transpose(1, 2))
+    future = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu_(1)
+    _split(scores, query)[..., -rows:].masked_fill_(future, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def _split(merged: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """[groups, heads * b, x] -> [groups, heads, b, x]"""
+    return merged.unflatten(1, (query.shape[1], -1))
