@@ -45,7 +45,7 @@ build() {
     die "cannot pull the root image $root: name one that your registry has, as in make image ROOT_IMAGE=<name>"
   root_digest=$(digest_of_root "$root")
   say "root image: $root"
-  say "its digest: ${root_digest:-none, the image was made here} (pin it as digest = \"...\" in docker/pins.toml)"
+  case $root in *@sha256:*) ;; *) say "its digest: ${root_digest:-none, the image was made here} (as ROOT_IMAGE=NAME@DIGEST it is pinned)" ;; esac
   epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0) # the commit's time instead of now: same inputs, same digest
   args=(--build-arg "ROOT_IMAGE=$root" --build-arg "ROOT_DIGEST=$root_digest" --build-arg "REVISION=$(revision)"
     --build-arg "LOCK_SHA256=$(sha256sum docker/requirements.lock | cut -d' ' -f1)")

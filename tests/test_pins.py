@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -338,6 +339,17 @@ def test_the_locks_and_the_pins_of_this_project_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["mypy"]["python_version"] == table["python"]["version"]
     assert table["driver"]["first_branch"] <= int(table["driver"]["minimum"].partition(".")[0])
+
+
+def test_what_is_pinned_by_a_digest_is_pinned_by_a_whole_one():
+    table = tomllib.loads((ROOT / "docker/pins.toml").read_text())
+    assert table["root_image"][0]["digest"], "the default root image"
+    digests = [image["digest"].removeprefix("sha256:") for image in table["root_image"] if "digest" in image]
+    for checkpoint in table["checkpoint"]:
+        found = checkpoint.get("sha256", {})
+        digests += found.values() if isinstance(found, dict) else [found]
+        assert re.fullmatch("[0-9a-f]{40}", checkpoint.get("revision", "0" * 40))
+    assert len(digests) > 6 and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 
 
 def test_the_demo_checkpoint_is_pinned_alike_wherever_it_is_named():
