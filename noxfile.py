@@ -1,6 +1,7 @@
 """Sessions behind `make test`. They run in the environment that calls nox: the locked packages, nothing else."""
 
 import sys
+from pathlib import Path
 
 import nox
 
@@ -11,9 +12,10 @@ nox.options.stop_on_first_error = False
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: style, imports, bugs it knows, format."""
+    """ruff: style, imports, bugs it knows, format; hadolint: the Dockerfile."""
     session.run(sys.executable, "-m", "ruff", "check", ".")
     session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+    session.run(str(Path(sys.executable).with_name("hadolint")), "docker/Dockerfile", external=True)
 
 
 @nox.session

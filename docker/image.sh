@@ -45,7 +45,7 @@ build() {
     die "cannot pull the root image $root: name one that your registry has, as in make image ROOT_IMAGE=<name>"
   root_digest=$(digest_of_root "$root")
   say "root image: $root"
-  say "its digest: ${root_digest:-none, the image was made here} (pin it as digest = \"...\" in docker/pins.toml)"
+  case $root in *@sha256:*) ;; *) say "its digest: ${root_digest:-none, the image was made here} (as ROOT_IMAGE=NAME@DIGEST it is pinned)" ;; esac
   epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0) # the commit's time instead of now: same inputs, same digest
   args=(--build-arg "ROOT_IMAGE=$root" --build-arg "ROOT_DIGEST=$root_digest" --build-arg "REVISION=$(revision)"
     --build-arg "LOCK_SHA256=$(sha256sum docker/requirements.lock | cut -d' ' -f1)")
@@ -77,16 +77,20 @@ verify() {
 
 # A registry forgets, a file does not.
 save() {
-  local file
-  file=dist/$TITLE-$(revision | cut -c1-12).tar
+  local file pack=(gzip -n -1) ending=gz
+  need_image
+  if command -v zstd >/dev/null; then pack=(zstd -q -T0) ending=zst; fi
+  file=$TITLE-$(revision | cut -c1-12).tar.$ending
   mkdir -p dist
-  if command -v zstd >/dev/null; then
-    "$engine" save "$IMAGE" | zstd -q -T0 -f -o "$file.zst" && file+=.zst
-  else
-    "$engine" save "$IMAGE" | gzip -n -1 >"$file.gz" && file+=.gz
-  fi
-  (cd dist && sha256sum "$(basename "$file")" | tee "$(basename "$file").sha256")
-  say "load it with: $engine load --input $file"
+  "$engine" save "$IMAGE" | "${pack[@]}" >"dist/$file.partial" ||
+    { rm -f "dist/$file.partial"; die "the image could not be saved as dist/$file: free some disk and try again"; }
+  mv "dist/$file.partial" "dist/$file"
+  (cd dist && sha256sum "$file" | tee "$file.sha256")
+  say "load it with: $engine load --input dist/$file"
+}
+
+need_image() {
+  "$engine" image inspect "$IMAGE" >/dev/null 2>&1 || die "found no image $IMAGE: run make image first, or load a tarball of make image-save"
 }
 
 # in_container FLAG... -- ARGUMENT...: the mounts, the card where there is one, and no more rights than that.
@@ -94,7 +98,7 @@ in_container() {
   local flags=() folder
   while [ "$1" != -- ]; do flags+=("$1"); shift; done
   shift
-  "$engine" image inspect "$IMAGE" >/dev/null 2>&1 || die "found no image $IMAGE: run make image first (or make it from a tarball of make image-save)"
+  need_image
   flags+=(--rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --security-opt label=disable)
   for folder in weights data runs; do
     mkdir -p "$folder"

@@ -100,14 +100,20 @@ def driver(version: str, drivers: Drivers) -> Check:
     return Check("driver", "ok", version)
 
 
-def kind(card: Card, architectures: list[int]) -> Check:
-    """A P100, or another card that torch's code runs on (same major number, minor not above the card's)."""
-    major, minor = card.capability
-    found = f"{card.name}, compute capability {major}.{minor}"
+def has_code(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether code for one of them, as torch names them (sm_60), runs on the card: same major, minor not above its."""
+    major, minor = capability
+    numbers = [int(name.removeprefix("sm_")) for name in architectures if name.startswith("sm_")]
+    return any(number // 10 == major and number % 10 <= minor for number in numbers)
+
+
+def kind(card: Card, architectures: list[str]) -> Check:
+    """A P100, or another card that torch's code runs on."""
+    found = f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}"
     if card.capability == P100:
         return Check("card", "ok", found)
-    if architectures and not any(a // 10 == major and a % 10 <= minor for a in architectures):
-        known = " ".join(f"sm_{a}" for a in architectures)
+    if architectures and not has_code(card.capability, architectures):
+        known = " ".join(architectures)
         return Check("card", "fail", f"{found}; torch has code for {known}", "use a Tesla P100, or a card of those")
     return Check("card", "warn", f"{found}, not a P100", "it may run; every number of this recipe is for sm_60")
 

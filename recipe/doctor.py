@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PYTHON = (3, 11)
 GLIBC = (2, 28)  # the wheels of the lock are manylinux_2_28
-CPU_WEIGHTS = 1e9  # a base beyond it fits a large machine's memory, but a step on a CPU takes minutes
 HOST_BYTES = 4 << 30  # beside a card: torch with CUDA, one tensor, one shard of the quantised copy; assumed
 TORCH_BYTES = 1 << 30  # Python, torch and transformers before any tensor; assumed
 SPARE_BYTES = 500 << 20  # logs, metrics, and what a file system keeps for itself
@@ -28,7 +27,11 @@ SPARE_BYTES = 500 << 20  # logs, metrics, and what a file system keeps for itsel
 
 def run(config: Config | None) -> list[Check]:
     """Every check, in the order of the report; those of a run (memory, disk, files) need its config."""
-    shape = shape_of(config) if config else None
+    shape = sizing.known_shape(config) if config else None
+    if config:
+        sizing.check_numbers(config)
+    if config and shape:
+        sizing.check_targets(config, shape)
     checks = [python(), glibc(), packages(), torch_cuda()]
     if checks[-1].verdict == "ok":
         checks += [*device(config, shape), *probes()]
@@ -37,14 +40,6 @@ def run(config: Config | None) -> list[Check]:
     if config:
         checks += [artefact("weights", config.base.path, "convert"), artefact("corpus", config.corpus.path, "corpus")]
     return checks
-
-
-def shape_of(config: Config) -> "Shape | None":
-    """None where neither the weights nor their name tell it: the check of the weights says what is missing."""
-    try:
-        return sizing.read_shape(config, None)[0]
-    except RecipeError:
-        return None
 
 
 def python() -> Check:
@@ -110,11 +105,10 @@ def device(config: Config | None, shape: "Shape | None") -> Iterator[Check]:
         free, total = torch.cuda.mem_get_info()
         known = Card("", torch.cuda.get_device_name(), torch.cuda.get_device_capability(), total, free, ())
         yield from of_card(known, config, shape)
-    elif config and shape and plausible_on_cpu(config, shape):
-        yield dataclasses.replace(found, verdict="warn")
-        yield Check(
-            "no card", "warn", f"judged without one: {config.name} is small enough for a CPU", "it takes longer"
-        )
+    elif config and shape and not sizing.why_not_cpu(config, shape):
+        yield dataclasses.replace(found, verdict="warn", hint="")
+        fit = f"judged without one: {config.name} is small enough for a CPU"
+        yield Check("no card", "warn", fit, "nothing to do; on a card it would be faster")
     else:
         yield found
         what = config.name if config else "a real run"
@@ -125,19 +119,12 @@ def of_card(found: Card, config: Config | None, shape: "Shape | None") -> Iterat
     """Its kind, and its memory against what the plan needs."""
     import torch
 
-    architectures = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    yield card.kind(found, architectures)
+    yield card.kind(found, torch.cuda.get_arch_list())
     needed = None
     if config and shape:
         needed = _peak(config, shape, True, found.free - (sizing.CONTEXT_MIB + sizing.MARGIN_MIB) * MIB)
         needed += sizing.CONTEXT_MIB * MIB
     yield card.memory(found, needed)
-
-
-def plausible_on_cpu(config: Config, shape: "Shape") -> bool:
-    """Whether the run can be had without a card: bitsandbytes has no kernels for a CPU, and size is time."""
-    needs_cuda = config.base.precision == "nf4" or config.train.optimizer == "adamw8bit"
-    return not needs_cuda and shape.linear_parameters() < CPU_WEIGHTS
 
 
 def probes() -> Iterator[Check]:
@@ -175,7 +162,7 @@ def ram(config: Config, shape: "Shape") -> Check:
     """On a CPU the whole run lies there, beside a card only what is on its way to it."""
     import torch
 
-    on_cpu = not torch.cuda.is_available() and plausible_on_cpu(config, shape)
+    on_cpu = not torch.cuda.is_available() and not sizing.why_not_cpu(config, shape)
     available = sizing.available_memory()
     needed = _peak(config, shape, False, available - TORCH_BYTES) + TORCH_BYTES if on_cpu else HOST_BYTES
     found = f"{available / 2**30:.1f} GB available, {needed / 2**30:.1f} needed"
@@ -212,7 +199,9 @@ def disk(config: Config, shape: "Shape") -> Iterator[Check]:
 def artefact(name: str, path: str, stage: str) -> Check:
     """There, and every file still has its hash."""
     if not path or not (Path(path) / provenance.MANIFEST).is_file():
-        return Check(name, "fail", f"{path or 'no path'}: not there yet", f"`make {stage}` makes it")
+        return Check(
+            name, "fail", f"{path or 'no path'}: not there yet", f"`make {stage}` with the same CONFIG makes it"
+        )
     try:
         files = provenance.read_manifest(Path(path))["outputs"].values()
         console.say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")

@@ -6,13 +6,13 @@ steps; hours are FLOPs over the matmul rate that others measured on a P100. Neit
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe import console, provenance
+from recipe.advice import advice
 from recipe.config import Config
 from recipe.errors import RecipeError, UnfitError
 from recipe.sizing import (
@@ -22,6 +22,7 @@ from recipe.sizing import (
     MARGIN_MIB,
     MIB,
     P100_BUDGET,
+    check_numbers,
     check_targets,
     read_shape,
     recomputed_layers,
@@ -29,7 +30,7 @@ from recipe.sizing import (
 )
 
 if TYPE_CHECKING:
-    from recipe.pascal.memory import Estimate, Shape, Step
+    from recipe.pascal.memory import Shape, Step
 
 TFLOPS = (7.9, 8.4)  # a large fp16 torch matmul on a P100-PCIE, as two public benchmarks measured it
 ESTIMATED = "estimated by arithmetic, not yet measured on a P100"
@@ -50,30 +51,31 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
 
     Raises UsageError where neither base.path nor a size tells the shape.
     """
-    from recipe.pascal import memory
-
+    check_numbers(config)
     shape, origin = read_shape(config, size)
     check_targets(config, shape)
     step = step_of(config)
     recomputed = recomputed_layers(config, shape, step, P100_BUDGET)
-    estimate = memory.estimate(shape, step, recomputed)
-    corpus = read_corpus(config, tokens)
+    memory = memory_of(shape, step, recomputed)
     return {
         "config": config.name,
         "shape": dataclasses.asdict(shape) | {"from": origin},
-        "memory": memory_of(shape, estimate, recomputed, memory.fewest_recomputed(shape, step, P100_BUDGET)),
-        "advice": advice(config, shape) if estimate.peak > P100_BUDGET else "",
-        "time": time_of(config, shape, step, recomputed, corpus),
+        "step": dataclasses.asdict(step),
+        "memory": memory,
+        "advice": "" if memory["fits"] else advice(config, shape),
+        "time": time_of(config, shape, step, recomputed, read_corpus(config, tokens)),
         "note": ESTIMATED,
     }
 
 
-def memory_of(shape: "Shape", estimate: "Estimate", recomputed: int, fewest: int | None) -> dict[str, Any]:
-    """In MiB, as the table shows it."""
-    parts = {name: round(size / MIB) for name, size in dataclasses.asdict(estimate).items()}
+def memory_of(shape: "Shape", step: "Step", recomputed: int) -> dict[str, Any]:
+    """In MiB, as the table shows it, and the counts it comes from."""
+    from recipe.pascal import memory
+
+    estimate = memory.estimate(shape, step, recomputed)
     peak = round(estimate.peak / MIB)
     return {
-        **parts,
+        **{name: round(size / MIB) for name, size in dataclasses.asdict(estimate).items()},
         "context": CONTEXT_MIB,
         "peak": peak,
         "total": peak + CONTEXT_MIB,
@@ -83,50 +85,12 @@ def memory_of(shape: "Shape", estimate: "Estimate", recomputed: int, fewest: int
         "fits": peak <= CARD_MIB - CONTEXT_MIB - MARGIN_MIB,
         "layers": shape.num_hidden_layers,
         "recomputed": recomputed,
-        "fewest_recomputed": fewest,
+        "fewest_recomputed": memory.fewest_recomputed(shape, step, P100_BUDGET),
+        "linear_parameters": shape.linear_parameters(),
+        "adapter_parameters": memory.adapter_parameters(shape, step),
+        "layer_whole": round(memory.layer_kept(shape, step) / MIB),
+        "layer_input": round(step.tokens * shape.hidden_size * step.width / MIB),
     }
-
-
-def advice(config: Config, shape: "Shape") -> str:
-    """What to change so that the run fits: one change if one is enough, else all that save memory."""
-    from recipe.pascal.memory import estimate
-
-    changes: list[dict[str, Any]] = [
-        {"train.recompute": -1},
-        {"base.precision": "int8"},
-        {"base.precision": "nf4"},
-        {"corpus.max_length": 1024, "train.micro_batch_tokens": 1024},
-        {"corpus.max_length": 512, "train.micro_batch_tokens": 512},
-        {"train.optimizer": "adamw8bit"},
-    ]
-    together = {key: value for change in changes for key, value in change.items()}
-
-    def fits(change: dict[str, Any]) -> bool:
-        changed = changed_config(config, change)
-        step = step_of(changed)
-        recomputed = recomputed_layers(changed, shape, step, P100_BUDGET)
-        return estimate(shape, step, recomputed).peak <= P100_BUDGET
-
-    def said(change: dict[str, Any]) -> str:
-        return ", ".join(f"{key} = {json.dumps(value)}" for key, value in change.items())
-
-    enough = [said(change) for change in changes if fits(change)]
-    if enough:
-        return f"set {' or '.join(enough)}"
-    if fits(together):
-        return f"set {said(together)}"
-    return "no setting of this recipe makes it fit: take a smaller base"
-
-
-def changed_config(config: Config, change: dict[str, Any]) -> Config:
-    """`config` with some fields, by dotted key, set to other values; a length or a budget is never raised."""
-    for dotted, value in change.items():
-        section, _, key = dotted.partition(".")
-        part = getattr(config, section)
-        if dotted in ("corpus.max_length", "train.micro_batch_tokens"):
-            value = min(value, getattr(part, key))
-        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
-    return config
 
 
 def read_corpus(config: Config, tokens: int | None) -> Corpus:
@@ -162,7 +126,14 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
     epochs, per_step = config.train.epochs, config.train.micro_batch_tokens * config.train.accumulation
     out: dict[str, Any] = {"flop_per_token": flop, "tflops": TFLOPS, "tokens_per_second": [round(s, 1) for s in speed]}
     out |= {"hours_per_million_tokens": [round(1e6 / s / 3600, 2) for s in speed], "corpus": corpus.source}
-    out |= {"epochs": epochs, "tokens": corpus.tokens, "samples": corpus.samples, "steps": None, "hours": None}
+    out |= {
+        "max_length": config.corpus.max_length,
+        "epochs": epochs,
+        "tokens": corpus.tokens,
+        "samples": corpus.samples,
+        "steps": None,
+        "hours": None,
+    }
     if corpus.tokens is not None:
         out["steps"] = max(1, math.ceil(round(corpus.tokens * epochs / per_step, 6)))  # were every pack full
         out["hours"] = [round(corpus.tokens * epochs / s / 3600, 1) for s in speed]
@@ -188,42 +159,61 @@ def text(plan: dict[str, Any]) -> str:
         f"{plan['config']}: {shape['num_hidden_layers']} layers of {shape['hidden_size']}/{shape['intermediate_size']},"
         f" vocabulary {shape['vocab_size']:,} ({shape['from']})"
     )
-    return "\n".join([head, "", *memory_lines(plan["memory"]), "", *time_lines(plan), "", verdict(plan), plan["note"]])
+    return "\n".join([head, "", *memory_lines(plan), "", *time_lines(plan), "", verdict(plan), plan["note"]])
 
 
-def memory_lines(memory: dict[str, Any]) -> list[str]:
-    """The table, and what recomputing has to do with it."""
-    bigger = "the work in one layer" if memory["layer"] >= memory["loss"] else "the loss"
+def memory_lines(plan: dict[str, Any]) -> list[str]:
+    """The table, with where each number comes from, and what recomputing has to do with it."""
+    memory, step = plan["memory"], plan["step"]
+    layers, recomputed, trained = memory["layers"], memory["recomputed"], memory["adapter_parameters"]
+    linear = f"{memory['linear_parameters'] / 1e9:.2f} billion in linear layers in {step['precision']}"
+    kept = f"{recomputed} recomputed layers keep {memory['layer_input']:,} each, {layers - recomputed} others"
     rows = [
-        ("weights", memory["weights"]),
-        ("adapters, their gradients", memory["adapters"]),
-        ("optimizer", memory["optimizer"]),
-        (f"activations kept, {memory['recomputed']} of {memory['layers']} layers recomputed", memory["kept"]),
-        (f"{bigger} (loss {memory['loss']:,}, layer {memory['layer']:,})", max(memory["loss"], memory["layer"])),
-        ("CUDA context (assumed)", memory["context"]),
-        ("sum", memory["total"]),
-        (f"left of {memory['card']:,} ({memory['margin']:,} wanted as margin)", memory["left"]),
+        ("weights", memory["weights"], f"{linear}; embeddings, norms and lm_head in fp16"),
+        ("adapters", memory["adapters"], f"{trained:,} numbers in fp32, as many gradients, copies in fp16"),
+        ("optimizer", memory["optimizer"], f"two moments of each by {step['optimizer']}"),
+        ("activations", memory["kept"], f"of {step['length']:,} tokens: {kept} {memory['layer_whole']:,} each"),
+        (
+            "work",
+            max(memory["loss"], memory["layer"]),
+            f"the larger of the loss, {memory['loss']:,}, and the work in one layer, {memory['layer']:,}",
+        ),
+        ("CUDA context", memory["context"], "assumed"),
+        ("sum", memory["total"], ""),
+        ("left", memory["left"], f"of {memory['card']:,}; {memory['margin']:,} are wanted as margin (assumed)"),
     ]
-    fewest, layers = memory["fewest_recomputed"], memory["layers"]
+    fewest = memory["fewest_recomputed"]
     enough = "not even all would be enough" if fewest is None else f"{fewest} would be enough"
-    table = console.table([["memory", "MiB"], *([name, f"{size:>7,}"] for name, size in rows)])
-    return [*table.splitlines(), f"{memory['recomputed']} of {layers} layers recompute, {enough}"]
+    if fewest == recomputed:
+        enough = "the fewest with which it fits"
+    table = console.table([["memory", "    MiB", "from"], *([name, f"{size:>7,}", how] for name, size, how in rows)])
+    return [*table.splitlines(), f"{recomputed} of {layers} layers recompute, {enough}"]
 
 
 def time_lines(plan: dict[str, Any]) -> list[str]:
-    """FLOP per token line by line, then steps and hours."""
-    time = plan["time"]
+    """FLOP per token line by line, with where each comes from, then steps and hours."""
+    time, memory, shape = plan["time"], plan["memory"], plan["shape"]
     flop, (slow, fast), tflops = time["flop_per_token"], time["tokens_per_second"], time["tflops"]
-    lines = [["time", "GFLOP per token"], *([name, f"{count / 1e9:15.2f}"] for name, count in flop.items())]
-    lines.append(["sum", f"{sum(flop.values()) / 1e9:15.2f}"])
-    out = console.table(lines).splitlines()
-    out.append(f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow} to {fast} tokens/s")
+    how = {
+        "forward": f"2 x {memory['linear_parameters'] / 1e9:.2f} billion weights",
+        "recompute": f"the same for {memory['recomputed']} of {memory['layers']} layers",
+        "backward": "as forward: towards the inputs alone, frozen weights get no gradient",
+        "attention": f"among {time['max_length']:,} tokens, in the forward passes and twice in the backward one",
+        "lm_head": f"2 x 2 x {shape['vocab_size']:,} x {shape['hidden_size']:,} at the trained tokens",
+    }
+    rows = [[name, f"{count / 1e9:15.2f}", how[name]] for name, count in flop.items()]
+    rows.append(["sum", f"{sum(flop.values()) / 1e9:15.2f}", ""])
+    out = console.table([["time", "GFLOP per token", "from"], *rows]).splitlines()
+    out.append(
+        f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow:.0f} to {fast:.0f} tokens/s"
+    )
     if time["hours"] is None:
-        out.append(f"tokens unknown ({time['corpus']}): a million take {_span(time['hours_per_million_tokens'])} hours")
+        hours = _span(time["hours_per_million_tokens"])
+        out.append(f"tokens unknown ({time['corpus']}): a million take at least {hours} hours")
         return out
-    work = f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epochs"
+    work = f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epoch{'s' * (time['epochs'] != 1)}"
     out.append(f"{work}: {time['steps']:,} optimizer steps if every pack were full")
-    out.append(f"{work}: {_span(time['hours'])} hours if matmuls were all")
+    out.append(f"{work}: at least {_span(time['hours'])} hours, were all time matmuls")
     return out
 
 

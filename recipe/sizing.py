@@ -18,6 +18,7 @@ CARD_MIB = 16_280  # what the driver reports of a P100's 16 GB
 CONTEXT_MIB = 500  # the CUDA context and cuBLAS: assumed, 300 to 500 on other cards
 MARGIN_MIB = 1500  # what the allocator loses between blocks: assumed
 P100_BUDGET = (CARD_MIB - CONTEXT_MIB - MARGIN_MIB) * MIB  # bytes that a step may have there
+CPU_WEIGHTS = 1e9  # a base beyond it may fit a large machine's memory, but a step on a CPU takes minutes
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases this recipe is meant for
 KNOWN = {"7b": (4096, 11008, 32, 32, 32, 32000), "13b": (5120, 13824, 40, 40, 40, 32000)}
 
@@ -40,6 +41,55 @@ def read_shape(config: Config, size: str | None) -> tuple["Shape", str]:
         raise UsageError(f"{path} is not there, so its shape is unknown: convert it first, or say --shape 7b or 13b")
     origin = f"a LLaMA of {named.upper()}" + ("" if size else f", which base.path = {path} names: not there yet")
     return Shape(*KNOWN[named]), origin
+
+
+def known_shape(config: Config) -> "Shape | None":
+    """None where neither the weights nor their name tell it."""
+    try:
+        return read_shape(config, None)[0]
+    except RecipeError:
+        return None
+
+
+def check_numbers(config: Config) -> None:
+    """What no later error would say as clearly. Raises UsageError."""
+    train = config.train
+    if train.micro_batch_tokens < config.corpus.max_length:
+        raise UsageError(
+            f"train.micro_batch_tokens is {train.micro_batch_tokens}, expected room for the longest "
+            f"conversation, corpus.max_length = {config.corpus.max_length}; raise it, or prepare a shorter corpus"
+        )
+    if train.epochs <= 0 or train.accumulation < 1:
+        raise UsageError(
+            f"train.epochs is {train.epochs} and train.accumulation {train.accumulation}, expected both "
+            "above 0; raise them"
+        )
+    if config.lora.rank < 1 or config.corpus.max_length < 1:
+        raise UsageError(
+            f"lora.rank is {config.lora.rank} and corpus.max_length {config.corpus.max_length}, expected both "
+            "above 0; raise them"
+        )
+
+
+def why_not_cpu(config: Config, shape: "Shape | None") -> str:
+    """What only a card can do of this run, and what to do without one; empty where a CPU is enough."""
+    if shape and shape.linear_parameters() >= CPU_WEIGHTS:
+        return (
+            f"{config.name} trains on {shape.linear_parameters() / 1e9:.1f} billion weights and there is only a cpu, "
+            "expected a CUDA card: a step would take minutes and the run months; `make doctor` says why no card is "
+            "found, and recipe/configs/demo.toml runs without one"
+        )
+    if config.train.optimizer == "adamw8bit":
+        return (
+            "train.optimizer is adamw8bit on a cpu, expected a CUDA card: bitsandbytes has 8-bit moments for that "
+            "alone; set train.optimizer = adamw"
+        )
+    if config.base.precision == "nf4":
+        return (
+            "base.precision is nf4 on a cpu, expected a CUDA card: bitsandbytes has 4-bit kernels for that alone; set "
+            "base.precision = int8"
+        )
+    return ""
 
 
 def check_targets(config: Config, shape: "Shape") -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe import card, console, provenance, sizing
 from recipe import config as configs
-from recipe import console, provenance, sizing
 from recipe.config import Config
 from recipe.conversations.packing import fill, schedule
-from recipe.errors import UnfitError, UsageError
+from recipe.errors import UnfitError
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipe import data, model, quantised, trainer
 
-    check(config)
+    sizing.check_numbers(config)
     where = model.device()
     check_device(config, where)
     logging.set_verbosity_error()
@@ -69,26 +69,20 @@ def run(config: Config) -> dict[str, Any]:
     )
 
 
-def check(config: Config) -> None:
-    """What no later error would say as clearly. Raises UsageError."""
-    if config.train.micro_batch_tokens < config.corpus.max_length:
-        raise UsageError(
-            f"train.micro_batch_tokens is {config.train.micro_batch_tokens}, expected room for the longest "
-            f"conversation, corpus.max_length = {config.corpus.max_length}; raise it, or prepare a shorter corpus"
-        )
-    if config.train.epochs <= 0 or config.train.accumulation < 1:
-        raise UsageError(
-            f"train.epochs is {config.train.epochs} and train.accumulation {config.train.accumulation}, expected both "
-            "above 0; raise them"
-        )
-
-
 def check_device(config: Config, where: "torch.device") -> None:
-    """Raises UnfitError for what only a card can do, before anything is read."""
-    if config.train.optimizer == "adamw8bit" and where.type != "cuda":
+    """Raises UnfitError for what this device cannot do, before anything is read."""
+    import torch
+
+    if where.type != "cuda":
+        if reason := sizing.why_not_cpu(config, sizing.known_shape(config)):
+            raise UnfitError(reason)
+        return
+    major, minor = torch.cuda.get_device_capability(where)
+    architectures = torch.cuda.get_arch_list()
+    if not card.has_code((major, minor), architectures):
         raise UnfitError(
-            f"train.optimizer is adamw8bit on a {where.type}, expected a CUDA card: bitsandbytes has 8-bit moments for "
-            "that alone; set train.optimizer = adamw"
+            f"found {torch.cuda.get_device_name(where)} of compute capability {major}.{minor}, expected a card that "
+            f"torch has code for ({' '.join(architectures)}); use a Tesla P100"
         )
 
 
@@ -194,7 +188,7 @@ def preview(config: Config) -> dict[str, Any]:
     """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
     from recipe import data, model, quantised
 
-    check(config)
+    sizing.check_numbers(config)
     copy = quantised.find(Path(configs.required(config, "base.path")), config.base.precision)
     inputs, settings, train = inputs_of(config, copy), settings_of(config), config.train
     tokenizer = model.load_tokenizer(Path(config.base.path))

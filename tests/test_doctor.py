@@ -10,6 +10,7 @@ import torch
 
 from recipe import card, console, doctor, locks, provenance
 from recipe import config as configs
+from recipe.errors import UsageError
 from recipe.pascal import probe
 from recipe.pascal.probe import Probe
 
@@ -222,6 +223,12 @@ def test_what_bitsandbytes_does_needs_a_card_at_any_size(no_gpu, tiny_run, chang
     assert checks(config)["no card"].verdict == "fail"
 
 
+@pytest.mark.parametrize("change", [{"lora.target_modules": ["query"]}, {"train.recompute": 3}, {"lora.rank": 0}])
+def test_a_config_that_cannot_be_right_is_not_judged(no_gpu, tiny_run, change):
+    with pytest.raises(UsageError):
+        doctor.run(configs.load(None, {"base.path": tiny_run.base.path, **change}))
+
+
 def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(configs.dump(tiny_run))
@@ -230,7 +237,7 @@ def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
     assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk, runs", "corpus"}
     assert console.entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: `make convert` makes it" in out
+    assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: `make convert` with the same CONFIG makes it" in out
     assert console.entry(lambda: doctor.main(["--config", str(tmp_path / "none.toml")])) == 2
 
 

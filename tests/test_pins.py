@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from recipe import console, pins
+from recipe import audit, console, locks, pins
 from recipe.pascal import fatbin
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +212,7 @@ def duplicate(site: Path) -> None:
         (duplicate, "plain", "wrong version", "1.0 is locked, 0.9 is installed"),
         (uninstall, "plain", "missing", "1.0 is locked"),
         (one_too_many, "stranger", "extra", "9.0 is installed"),
-        (stray, pins.UNOWNED, "extra", "sitecustomize.py"),
+        (stray, audit.UNOWNED, "extra", "sitecustomize.py"),
         (no_sm_60, "engine", "no sm_60", "engine/lib/libengine.so.11 has SASS for 61 70"),
         (only_jit, "engine", "no sm_60", "PTX for 50, JIT only"),
         (only_other_cuda, "bitsandbytes", "no sm_60", "libbitsandbytes_cuda117_nocublaslt.so"),
@@ -231,7 +232,9 @@ def test_every_drift_is_caught_and_named(
     run(environment, "--json")
     packages = json.loads(capsys.readouterr().out)["packages"]
     # Files that lost their package, or came with none, are a second finding of the same drift.
-    assert {package["name"] for package in packages if package["problems"]} - {pins.UNOWNED} == {name} - {pins.UNOWNED}
+    assert {package["name"] for package in packages if package["problems"]} - {audit.UNOWNED} == {name} - {
+        audit.UNOWNED
+    }
 
 
 def test_many_drifts_at_once_are_all_named(environment: Path, capsys: pytest.CaptureFixture):
@@ -247,7 +250,7 @@ def test_many_drifts_at_once_are_all_named(environment: Path, capsys: pytest.Cap
 def test_a_real_library_whose_sm_60_code_was_relabelled(environment: Path, capsys: pytest.CaptureFixture):
     """The real library that this card loads passes; with one architecture number changed in it, it does not."""
     name = "bitsandbytes/libbitsandbytes_cuda117_nocublaslt.so"
-    real = bytearray((Path(pins.find_site(None)) / name).read_bytes())
+    real = bytearray((Path(locks.find_site(None)) / name).read_bytes())
     install(environment, "bitsandbytes", "0.44.1", {name: bytes(real)})
     for extra in ("117", "125"):
         (environment / f"bitsandbytes/libbitsandbytes_cuda{extra}.so").unlink()
@@ -281,8 +284,8 @@ def test_a_strangers_file_name_cannot_write_to_the_terminal(environment: Path, c
 def test_colour_is_for_terminals(environment: Path):
     tamper(environment)
     root = environment.parents[2]
-    wanted = pins.read_pins(root / "pins.toml")
-    packages = pins.audit(environment, wanted, pins.read_lock(root / "run.lock"), {})
+    wanted = locks.read_pins(root / "pins.toml")
+    packages = audit.audit(environment, wanted, locks.read_lock(root / "run.lock"), {})
     plain, coloured = (pins.table(packages, wanted, colour=colour) for colour in (False, True))
     assert "\x1b" not in plain
     assert "\x1b[31mplain " in coloured
@@ -326,18 +329,29 @@ def test_a_lock_line_for_another_python_or_machine_is_not_missed(tmp_path: Path)
     lock.write_text(
         f"colorama==0.4.6 ; sys_platform == 'win32' {hashed}\nOne_Two==1.0 ; python_version >= '3.8' \\\n    {hashed}\n"
     )
-    assert pins.read_lock(lock) == {"one-two": "1.0"}
+    assert locks.read_lock(lock) == {"one-two": "1.0"}
 
 
 def test_the_locks_and_the_pins_of_this_project_agree():
     table = tomllib.loads((ROOT / "docker/pins.toml").read_text())
-    lock = pins.read_lock(ROOT / "docker/requirements.lock")
+    lock = locks.read_lock(ROOT / "docker/requirements.lock")
     assert lock["nvidia-cuda-runtime-cu11"].startswith(table["cuda"]["version"] + ".")
     assert lock["torch"] == "2.0.1"
-    assert pins.read_pins(ROOT / "docker/pins.toml") == pins.Pins(required_sm=60, cuda="11.7")
+    assert locks.read_pins(ROOT / "docker/pins.toml") == locks.Pins(required_sm=60, cuda="11.7")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["mypy"]["python_version"] == table["python"]["version"]
     assert table["driver"]["first_branch"] <= int(table["driver"]["minimum"].partition(".")[0])
+
+
+def test_what_is_pinned_by_a_digest_is_pinned_by_a_whole_one():
+    table = tomllib.loads((ROOT / "docker/pins.toml").read_text())
+    assert table["root_image"][0]["digest"], "the default root image"
+    digests = [image["digest"].removeprefix("sha256:") for image in table["root_image"] if "digest" in image]
+    for checkpoint in table["checkpoint"]:
+        found = checkpoint.get("sha256", {})
+        digests += found.values() if isinstance(found, dict) else [found]
+        assert re.fullmatch("[0-9a-f]{40}", checkpoint.get("revision", "0" * 40))
+    assert len(digests) > 6 and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 
 
 def test_the_demo_checkpoint_is_pinned_alike_wherever_it_is_named():

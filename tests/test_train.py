@@ -1,5 +1,6 @@
 """A run: it learns, it is exact, it resumes to the bit, it stops with a sentence, and nothing is silent."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ import torch
 from recipe import config as configs
 from recipe import console, data, evaluate, model, provenance, sizing, train, trainer
 from recipe.conversations.packing import pack
-from recipe.errors import RecipeError, UsageError
+from recipe.errors import RecipeError, UnfitError, UsageError
 from recipe.pascal import memory
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +214,37 @@ def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anyt
         train.run(changed(tiny_run, micro_batch_tokens=255))
     with pytest.raises(UsageError, match=r"train\.epochs is 0\.0 and train\.accumulation 2, expected both above 0"):
         train.run(changed(tiny_run, epochs=0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vicuna-7b-p100", "vicuna-7b-p100 trains on 6.5 billion weights and there is only a cpu"),
+        ("vicuna-13b-p100", "vicuna-13b-p100 trains on 12.7 billion weights and there is only a cpu"),
+    ],
+)
+def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, said, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "sha256", lambda path: pytest.fail("something was read"))
+    path = Path(train.__file__).parent / "configs" / f"{name}.toml"
+    assert console.entry(lambda: train.main(["--config", str(path)])) == 3
+    err = capsys.readouterr().err
+    assert said in err and "make doctor" in err and err.count("\n") == 1
+
+
+def test_nf4_is_refused_on_a_cpu_at_any_size(tiny_run):
+    config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, precision="nf4"))
+    with pytest.raises(UnfitError, match=r"nf4 on a cpu, expected a CUDA card: .*; set base\.precision = int8"):
+        train.run(config)
+
+
+@pytest.mark.parametrize(("capability", "fit"), [((6, 0), True), ((8, 9), True), ((9, 0), False), ((3, 5), False)])
+def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypatch, capability, fit):
+    architectures = ["sm_37", "sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Some Card")
+    with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some Card of .*sm_60.*P100"):
+        train.check_device(tiny_run, torch.device("cuda"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monkeypatch):

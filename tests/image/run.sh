@@ -66,7 +66,6 @@ mark_secret() {
   export PIP_CONFIG_FILE=$scratch/pip.conf
 }
 
-"$(dirname "$python")/hadolint" docker/Dockerfile
 have_tools || install_tools
 free=$(df --output=avail -BG . | tr -dc '0-9\n' | tail -n 1)
 [ "$free" -ge $NEEDED_GB ] || skip "it needs $NEEDED_GB GB of disk while it works and $free GB are free"

@@ -83,6 +83,16 @@ def test_lock_with_a_missing_hash_is_one_sentence(image, checkout):
     assert re.match(r"error: peft==\S+ has no --hash in docker/requirements.lock", error) and "make lock" in error
 
 
+def test_libraries_without_the_cards_code_fail_the_build(image, checkout):
+    """The real lock, for a card of a kind that none of its libraries knows: the audit is a step of the build."""
+    pins = checkout / "docker" / "pins.toml"
+    pins.write_text(pins.read_text().replace("required_sm = 60", "required_sm = 62"))
+    done = build(checkout)
+    assert done.returncode != 0
+    assert "torch: no sm_62: torch/lib/libtorch_cuda.so has SASS for 37 50 60 70 75 80 86" in done.stderr
+    assert subprocess.run(["podman", "image", "exists", "localhost/vicuna-p100:bad"]).returncode == 1
+
+
 def test_root_image_that_no_registry_has_is_one_sentence(image, checkout):
     done = build(checkout, ROOT_IMAGE="localhost/absent:1")
     assert done.returncode == 1
