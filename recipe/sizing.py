@@ -70,6 +70,7 @@ def step_of(config: Config, half: bool = True) -> "Step":
         optimizer=config.train.optimizer,
         half=half,
         on_card=half,
+        fp16_sums=half and config.train.accumulate == "fp16",
     )
 
 

@@ -23,7 +23,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from transformers import logging
 
-    from recipe import data, model, trainer
+    from recipe import data, matmul, model, trainer
 
     check(config)
     logging.set_verbosity_error()
@@ -45,6 +45,8 @@ def run(config: Config) -> dict[str, Any]:
     console.say(f"load {base} as {config.base.precision} on {where}")
     tuned = model.add_adapter(model.load(base, config.base.precision, where), config.lora, config.train.seed)
     loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda")
+    if config.train.accumulate == "fp16":
+        matmul.choose(tuned, folder, config.train.micro_batch_tokens, where)
     checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
     if checkpoint:
         console.say(f"go on from {checkpoint}")
@@ -74,6 +76,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"train.epochs is {config.train.epochs} and train.accumulation {config.train.accumulation}, expected both "
             "above 0; raise them"
+        )
+    if config.train.accumulate == "fp16" and config.base.precision != "int8":
+        raise UsageError(
+            f"train.accumulate is fp16 with base.precision = {config.base.precision}, expected int8: only those "
+            "matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
         )
 
 

@@ -76,6 +76,11 @@ def arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
             "train.optimizer is adamw8bit on a CPU, expected a CUDA card: bitsandbytes has 8-bit moments for that "
             "alone; set train.optimizer = adamw"
         )
+    if train.accumulate == "fp16" and not on_card:
+        raise UnfitError(
+            "train.accumulate is fp16 on a CPU, expected a CUDA card: cuBLAS has fp16 sums for that alone; "
+            "set train.accumulate = fp32"
+        )
     return TrainingArguments(
         output_dir=str(folder),
         seed=train.seed,
