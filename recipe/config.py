@@ -105,6 +105,11 @@ class Train:
     learning_rate: float = opt(3e-4, "peak learning rate")
     warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
     optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
+    accumulate: str = opt(
+        "fp32",
+        "sums of the frozen int8 layers' matmuls; fp16, on a card that is faster so and exact enough: a P100 may be",
+        choices=("fp32", "fp16"),
+    )
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
     recompute: int | str = opt(

@@ -35,6 +35,8 @@ def run(config: Config | None) -> list[Check]:
     checks = [python(), glibc(), packages(), torch_cuda()]
     if checks[-1].verdict == "ok":
         checks += [*device(config, shape), *probes()]
+        if config and shape and config.train.accumulate == "fp16":
+            checks.append(sums(config, shape))
     if config and shape:
         checks += [ram(config, shape), *disk(config, shape)]
     if config:
@@ -148,6 +150,26 @@ def probes() -> Iterator[Check]:
         else:
             found = found if result.finite else f"inf or NaN on {where}"
             yield Check(name, "fail", found, "another card or driver: a run would end in NaN or nonsense")
+
+
+def sums(config: Config, shape: "Shape") -> Check:
+    """fp16 sums beside fp32 sums at the run's own shapes: what `train` would take."""
+    import torch
+
+    from recipe.pascal import probe
+
+    if not torch.cuda.is_available():
+        return Check("fp16 sums", "warn", "not asked: there is no card", "set train.accumulate = fp32 without one")
+    tokens, shapes = config.train.micro_batch_tokens, set(shape.linears().values())
+    try:
+        races = probe.gemm(torch.device("cuda"), shapes, tokens)
+    except RuntimeError as error:
+        reason = console.printable(str(error)).splitlines()[0]
+        return Check("fp16 sums", "warn", f"do not run: {reason}", "the run will keep fp32 sums")
+    found = "; ".join(map(str, races))
+    if any(race.won for race in races):
+        return Check("fp16 sums", "ok", found)
+    return Check("fp16 sums", "warn", found, "not faster and right anywhere: the run will keep fp32 sums")
 
 
 def _peak(config: Config, shape: "Shape", half: bool, budget: int) -> int:

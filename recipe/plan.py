@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from recipe.pascal.memory import Shape, Step
 
 TFLOPS = (7.9, 8.4)  # a large fp16 torch matmul on a P100-PCIE, as two public benchmarks measured it
+FP16_SUMS_TFLOPS = 18.7  # the data sheet's fp16 rate, which only matmuls that add in fp16 reach
 ESTIMATED = "estimated by arithmetic, not yet measured on a P100"
 
 
@@ -134,6 +135,10 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
         "steps": None,
         "hours": None,
     }
+    if config.train.accumulate == "fp16":
+        frozen = flop["forward"] + flop["recompute"] + flop["backward"]
+        rest = sum(flop.values()) - frozen
+        out["fp16_sums_tokens_per_second"] = round(1e12 / (frozen / FP16_SUMS_TFLOPS + rest / max(TFLOPS)), 1)
     if corpus.tokens is not None:
         out["steps"] = max(1, math.ceil(round(corpus.tokens * epochs / per_step, 6)))  # were every pack full
         out["hours"] = [round(corpus.tokens * epochs / s / 3600, 1) for s in speed]
@@ -207,6 +212,10 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     out.append(
         f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow:.0f} to {fast:.0f} tokens/s"
     )
+    if speed := time.get("fp16_sums_tokens_per_second"):
+        out.append(
+            f"with fp16 sums at the data sheet's {FP16_SUMS_TFLOPS} TFLOP/s: at most {speed:.0f}, not yet measured"
+        )
     if time["hours"] is None:
         hours = _span(time["hours_per_million_tokens"])
         out.append(f"tokens unknown ({time['corpus']}): a million take at least {hours} hours")

@@ -69,6 +69,11 @@ def check_numbers(config: Config) -> None:
             f"lora.rank is {config.lora.rank} and corpus.max_length {config.corpus.max_length}, expected both "
             "above 0; raise them"
         )
+    if train.accumulate == "fp16" and config.base.precision != "int8":
+        raise UsageError(
+            f"train.accumulate is fp16 with base.precision = {config.base.precision}, expected int8: only those "
+            "matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
+        )
 
 
 def why_not_cpu(config: Config, shape: "Shape | None") -> str:
@@ -88,6 +93,11 @@ def why_not_cpu(config: Config, shape: "Shape | None") -> str:
         return (
             "base.precision is nf4 on a cpu, expected a CUDA card: bitsandbytes has 4-bit kernels for that alone; set "
             "base.precision = int8"
+        )
+    if config.train.accumulate == "fp16":
+        return (
+            "train.accumulate is fp16 on a cpu, expected a CUDA card: cuBLAS has fp16 sums for that alone; set "
+            "train.accumulate = fp32"
         )
     return ""
 
@@ -138,6 +148,7 @@ def step_of(config: Config, half: bool = True) -> "Step":
         optimizer=config.train.optimizer,
         half=half,
         on_card=half,
+        fp16_sums=half and config.train.accumulate == "fp16",
     )
 
 

@@ -26,7 +26,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from transformers import logging
 
-    from recipe import data, model, quantised, trainer
+    from recipe import data, matmul, model, quantised, trainer
 
     sizing.check_numbers(config)
     where = model.device()
@@ -51,6 +51,8 @@ def run(config: Config) -> dict[str, Any]:
     console.say(f"load {base} as {config.base.precision} on {where}")
     tuned = model.add_adapter(model.load(base, config.base.precision, where, copy), config.lora, config.train.seed)
     loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
+    if config.train.accumulate == "fp16":
+        matmul.choose(tuned, folder, config.train.micro_batch_tokens, where)
     checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
     if checkpoint:
         console.say(f"go on from {checkpoint}")

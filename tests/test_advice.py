@@ -19,20 +19,20 @@ def bad(size: str, changes: dict) -> tuple[Config, object]:
 @pytest.mark.parametrize(
     ("size", "changes", "expected"),
     [
-        ("7b", {"train.recompute": 0}, 'set train.recompute = "auto"'),
+        ("7b", {"train.recompute": 0}, 'set train.recompute = "auto", or base.precision = "nf4"'),
         ("7b", {"base.precision": "fp32"}, 'set base.precision = "fp16"'),
         ("13b", {"base.precision": "fp16"}, 'set base.precision = "int8"'),
-        ("7b", {"train.micro_batch_tokens": 65536}, "set train.micro_batch_tokens = 8192"),
+        ("7b", {"train.micro_batch_tokens": 65536}, "set train.micro_batch_tokens = 16384"),
         ("7b", {"lora.rank": 512, "lora.target_modules": ALL}, "set lora.rank = 128"),
         (
             "7b",
-            {"train.micro_batch_tokens": 16384, "train.recompute": 0},
-            'set train.recompute = "auto" and train.micro_batch_tokens = 8192',
+            {"train.micro_batch_tokens": 32768, "train.recompute": 0},
+            'set train.recompute = "auto" and train.micro_batch_tokens = 16384',
         ),
         (
             "7b",
             {"train.micro_batch_tokens": 65536, "corpus.max_length": 65536},
-            "set corpus.max_length = 8192 and train.micro_batch_tokens = 8192 (and prepare the corpus again)",
+            "set corpus.max_length = 16384 and train.micro_batch_tokens = 16384 (and prepare the corpus again)",
         ),
         (
             "13b",

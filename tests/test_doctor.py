@@ -12,7 +12,7 @@ from recipe import card, console, doctor, locks, provenance
 from recipe import config as configs
 from recipe.errors import UsageError
 from recipe.pascal import probe
-from recipe.pascal.probe import Probe
+from recipe.pascal.probe import Probe, Race
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -217,8 +217,10 @@ def test_without_a_card_the_small_config_is_fit_and_the_large_one_is_not(no_gpu,
     assert large["no card"].verdict == "fail" and "judged without one" in large["no card"].found
 
 
-@pytest.mark.parametrize("change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}])
-def test_what_bitsandbytes_does_needs_a_card_at_any_size(no_gpu, tiny_run, change):
+@pytest.mark.parametrize(
+    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.accumulate": "fp16"}]
+)
+def test_what_bitsandbytes_and_cublas_do_needs_a_card_at_any_size(no_gpu, tiny_run, change):
     config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
     assert checks(config)["no card"].verdict == "fail"
 
@@ -227,6 +229,40 @@ def test_what_bitsandbytes_does_needs_a_card_at_any_size(no_gpu, tiny_run, chang
 def test_a_config_that_cannot_be_right_is_not_judged(no_gpu, tiny_run, change):
     with pytest.raises(UsageError):
         doctor.run(configs.load(None, {"base.path": tiny_run.base.path, **change}))
+
+
+@pytest.mark.parametrize(
+    ("fp16", "verdict", "hint"), [((1.0, 1.0, 3.0), "ok", ""), ((3.0, 3.0, 3.0), "warn", "will keep fp32 sums")]
+)
+def test_fp16_sums_are_tried_where_the_config_asks(hardware, monkeypatch, fp16, verdict, hint):
+    asked = []
+
+    def answer(where, shapes, tokens):
+        asked.append((where.type, sorted(shapes), tokens))
+        return [Race(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
+
+    monkeypatch.setattr(probe, "gemm", answer)
+    assert "fp16 sums" not in checks(configs.load(SEVEN)) and not asked
+    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    assert asked == [
+        ("cuda", [(4096, 4096), (4096, 11008), (11008, 4096)], configs.load(SEVEN).train.micro_batch_tokens)
+    ]
+    assert check.verdict == verdict and hint in check.hint and bool(check.hint) == bool(hint)
+    assert "4096 to 11008: fp16 sums" in check.found and "error 3.0e-03" in check.found
+
+
+def test_fp16_sums_that_do_not_run(hardware, monkeypatch):
+    def answer(where, shapes, tokens):
+        raise RuntimeError("cuBLAS gave status 15\nhere")
+
+    monkeypatch.setattr(probe, "gemm", answer)
+    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    assert check.verdict == "warn" and check.found == "do not run: cuBLAS gave status 15"
+
+
+def test_fp16_sums_are_not_asked_of_a_cpu(no_gpu):
+    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    assert check.verdict == "warn" and "not asked" in check.found
 
 
 def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):

@@ -55,6 +55,15 @@ def test_hours_follow_from_tokens_rate_and_flops():
     assert time["steps"] == -(-50_000_000 // (2048 * 16))
 
 
+def test_what_fp16_sums_could_give_is_said_only_where_they_are_asked_for():
+    """An upper bound, and less than the rates' ratio: lm_head and attention keep fp32 sums."""
+    assert "fp16 sums" not in plan.text(plan.run(configs.load(SEVEN)))
+    found = plan.run(configs.load(SEVEN, {"train.accumulate": "fp16"}))
+    usual, fast = found["time"]["tokens_per_second"][1], found["time"]["fp16_sums_tokens_per_second"]
+    assert usual < fast < usual * 18.7 / 8.4
+    assert f"at most {fast:.0f}, not yet measured" in plan.text(found)
+
+
 def test_the_prepared_corpus_is_counted(tiny_run):
     from recipe import provenance
 

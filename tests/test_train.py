@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from recipe import config as configs
-from recipe import console, data, evaluate, model, provenance, sizing, train, trainer
+from recipe import console, data, evaluate, matmul, model, provenance, sizing, train, trainer
 from recipe.conversations.packing import pack
 from recipe.errors import RecipeError, UnfitError, UsageError
 from recipe.pascal import memory
+from recipe.pascal.int8 import Int8Linear
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,6 +246,40 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Some Card")
     with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some Card of .*sm_60.*P100"):
         train.check_device(tiny_run, torch.device("cuda"))
+
+
+def test_fp16_sums_need_a_card_and_an_int8_base(tiny_run):
+    asked = changed(tiny_run, accumulate="fp16")
+    with pytest.raises(UnfitError, match=r"train\.accumulate is fp16 on a cpu, expected a CUDA card: .*= fp32$"):
+        train.run(asked)
+    for precision in ("nf4", "fp16"):
+        with pytest.raises(UsageError, match=rf"accumulate is fp16 with base\.precision = {precision}, expected int8"):
+            train.run(dataclasses.replace(asked, base=dataclasses.replace(asked.base, precision=precision)))
+
+
+def test_a_run_with_fp16_sums_switches_its_layers_once_they_are_made(tiny_run, monkeypatch):
+    """The card's part is replaced: here the layers multiply as ever, and are counted."""
+    used = []
+
+    def counted(x, weight):
+        used.append(weight.shape)
+        return torch.matmul(x, weight)
+
+    def choose(tuned, folder, tokens, where):
+        assert folder.is_dir() and tokens == 256 and where.type == "cpu"
+        for layer in tuned.modules():
+            if isinstance(layer, Int8Linear):
+                layer.matmul = counted
+
+    monkeypatch.setattr(matmul, "choose", choose)
+    plain = train.run(tiny_run)
+    assert not used
+    monkeypatch.setattr(train, "check_device", lambda config, where: None)
+    manifest = train.run(changed(tiny_run, accumulate="fp16"))
+    forward = {(48, 48), (48, 24), (48, 96), (96, 48)}
+    assert {tuple(shape) for shape in used} == forward | {shape[::-1] for shape in forward}
+    assert manifest["results"] == plain["results"]
+    assert manifest["config"] != plain["config"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monkeypatch):

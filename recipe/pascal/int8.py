@@ -6,11 +6,13 @@ Here the row-scaled codes become ordinary weights *first*, then one ordinary mat
 original weight ever exists. Backward does the same, so a frozen layer keeps no activation. Needs torch alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+Matmul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CODE_MAX = 127  # symmetric codes -127..127; -128 stays unused so that negation is exact
 
 
@@ -42,17 +44,18 @@ class _FrozenInt8Matmul(torch.autograd.Function):
     """y = x W^T with W rebuilt from codes in both directions; saves the codes by reference and no activation."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, matmul: Matmul) -> torch.Tensor:
         ctx.save_for_backward(codes, scale)
-        return x.matmul(dequantize(codes, scale, x.dtype).t())
+        ctx.matmul = matmul
+        return matmul(x, dequantize(codes, scale, x.dtype).t())
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         if not ctx.needs_input_grad[0]:
-            return None, None, None
+            return None, None, None, None
         (grad,) = grads
         codes, scale = ctx.saved_tensors
-        return grad.matmul(dequantize(codes, scale, grad.dtype)), None, None
+        return ctx.matmul(grad, dequantize(codes, scale, grad.dtype)), None, None, None
 
 
 class Int8Linear(nn.Linear):
@@ -72,6 +75,7 @@ class Int8Linear(nn.Linear):
             self.bias = nn.Parameter(bias, requires_grad=False)
 
     scale: torch.Tensor
+    matmul: Matmul = staticmethod(torch.matmul)  # gemm.use sets another for a model's layers
 
     @classmethod
     def from_codes(cls, codes: torch.Tensor, scale: torch.Tensor) -> "Int8Linear":
@@ -86,7 +90,7 @@ class Int8Linear(nn.Linear):
         """x [..., in] float -> [..., out] in the same dtype (autocast's where that is on)."""
         if x.is_cuda and torch.is_autocast_enabled():
             x = x.to(torch.get_autocast_gpu_dtype())
-        y = _FrozenInt8Matmul.apply(x, self.weight, self.scale)
+        y = _FrozenInt8Matmul.apply(x, self.weight, self.scale, self.matmul)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "Int8Linear":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from recipe.pascal.attention import SHORT
+from recipe.pascal.gemm import partial_bytes
 from recipe.pascal.loss import CHUNK
 
 MIB = 1 << 20
@@ -69,6 +70,7 @@ class Step:
     half: bool = True  # autocast to 16 bit; this recipe computes in fp32 on a CPU
     # A CPU's kernels copy where they cast, keep dropout's mask as numbers, and attention's scores as a matrix.
     on_card: bool = True
+    fp16_sums: bool = False  # the frozen layers multiply as gemm.py does
 
     @property
     def width(self) -> int:
@@ -225,7 +227,9 @@ def _frozen(shape: Shape, step: Step) -> int:
         return wide + waiting
     weight = shape.hidden_size * shape.intermediate_size
     copies = 0 if step.on_card else FP32 * (1 + step.half)
-    return wide + weight * step.width + max(waiting, weight * copies)
+    ways = ((shape.intermediate_size, shape.hidden_size), (shape.hidden_size, shape.intermediate_size))
+    partials = max(partial_bytes(step.tokens, *way) for way in ways) if step.fp16_sums else 0
+    return wide + weight * step.width + max(waiting, weight * copies) + partials
 
 
 def loss_bytes(shape: Shape, step: Step) -> int:

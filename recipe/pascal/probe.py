@@ -1,12 +1,15 @@
-"""Does the arithmetic this recipe rests on come out right on this device? Two probes, a second each, torch alone."""
+"""Does the arithmetic this recipe rests on come out right on this device, and which is faster? Seconds, torch alone."""
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from recipe.pascal.gemm import matmul
 from recipe.pascal.int8 import Int8Linear, dequantize
 
 Function = Callable[..., torch.Tensor]
@@ -25,6 +28,26 @@ class Probe:
     @property
     def passed(self) -> bool:
         return self.finite and self.error <= TOLERANCE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Race:
+    """A frozen layer's two products with fp16 sums (gemm.py) beside torch's with fp32 sums: error, milliseconds."""
+
+    fan_in: int
+    fan_out: int
+    error: float
+    fp16_ms: float
+    fp32_ms: float
+
+    @property
+    def won(self) -> bool:
+        """fp16 sums are right enough, and faster."""
+        return self.error <= TOLERANCE[torch.float16] and self.fp16_ms < self.fp32_ms
+
+    def __str__(self) -> str:
+        times = f"fp16 sums {self.fp16_ms:.2f} ms, fp32 sums {self.fp32_ms:.2f} ms, error {self.error:.1e}"
+        return f"{self.fan_in} to {self.fan_out}: {times}"
 
 
 def int8(device: torch.device, dtype: torch.dtype, tokens: int = 64, width: int = 4096) -> Probe:
@@ -57,6 +80,47 @@ def attention(device: torch.device, dtype: torch.dtype, length: int = 256, heads
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     return _compare(fused, plain, [query, key, value], dtype)
+
+
+def gemm(device: torch.device, shapes: Iterable[tuple[int, int]], tokens: int) -> list[Race]:
+    """Forward and backward of a layer of each (in, out) on `tokens` rows, in both ways.
+
+    Raises RuntimeError where cuBLAS has no such product or the card no memory.
+    """
+    return [_race(device, fan_in, fan_out, tokens) for fan_in, fan_out in sorted(shapes)]
+
+
+def _race(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> Race:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator, device=device)
+
+    weight = (normal(fan_out, fan_in) * 0.02).half()
+    x = normal(tokens, fan_in)
+    x[:, :8] *= 40  # the outlier channels of real activations
+    pairs = [(x.half(), weight.t()), (normal(tokens, fan_out).half(), weight)]
+    error = max(_error(*pair) for pair in pairs)
+    return Race(fan_in, fan_out, error, _milliseconds(matmul, pairs), _milliseconds(torch.matmul, pairs))
+
+
+def _error(x: torch.Tensor, weight: torch.Tensor, rows: int = 256) -> float:
+    """Of fp16 sums against fp32's, over the first rows, the reference's copies being twice as wide."""
+    y, exact = matmul(x[:rows], weight).float(), x[:rows].float().matmul(weight.float())
+    return float((y - exact).norm() / exact.norm()) if bool(torch.isfinite(y).all()) else float("inf")
+
+
+def _milliseconds(way: Function, pairs: list[tuple[torch.Tensor, torch.Tensor]], repeats: int = 7) -> float:
+    """The median, after a first time that loads the kernels; the card is waited for."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        for x, weight in pairs:
+            way(x, weight)
+        if pairs[0][0].is_cuda:
+            torch.cuda.synchronize(pairs[0][0].device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]) * 1e3
 
 
 def _compare(ours: Function, reference: Function, inputs: list[torch.Tensor], dtype: torch.dtype) -> Probe:

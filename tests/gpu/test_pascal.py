@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recipe.pascal import memory, probe
+from recipe.pascal import gemm, memory, probe
 from recipe.pascal.attention import packed_attention
 from recipe.pascal.int8 import Int8Linear, dequantize, quantize
 from recipe.pascal.loss import chunked_nll
 from recipe.pascal.recompute import recompute_first
+from tests.pascal import fp16
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +42,69 @@ def test_the_product_is_finite_where_scale_last_overflows(device, dtype):
     ours = Int8Linear(weight)(x)
     assert torch.isinf(scale_last).all()
     assert torch.isfinite(ours).all() and (ours.float() - 81.92).abs().max() < 0.1
+
+
+@pytest.fixture
+def card(device) -> torch.device:
+    """The device, where it has cuBLAS."""
+    if device.type == "cpu":
+        pytest.skip("fp16 sums are cuBLAS's: a CPU has none")
+    return device
+
+
+@pytest.mark.parametrize(("fan_in", "fan_out"), [(4096, 4096), (4096, 11008), (11008, 4096)])
+def test_fp16_sums_against_fp32_in_both_directions(card, fan_in, fan_out):
+    """A layer of a 7B's, more rows than are multiplied at a time, and no whole number of them."""
+    generator = torch.Generator(card).manual_seed(0)
+    weight = (torch.randn(fan_out, fan_in, generator=generator, device=card) * 0.02).half()
+    for columns, one in ((fan_in, weight.t()), (fan_out, weight)):
+        x = torch.randn(3, 401, columns, generator=generator, device=card)
+        x[..., :8] *= 40
+        x = x.half()
+        y, exact = gemm.matmul(x, one), x.float() @ one.float()
+        error = float((y.float() - exact).norm() / exact.norm())
+        print(f"[{x.shape[0] * x.shape[1]}, {columns}] x {list(one.shape)}: error {error:.1e} on {card}")
+        assert y.shape == exact.shape and error < probe.TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("k", [4096, 11008])
+@pytest.mark.parametrize("chunk", [256, 512, 1024, 11008])
+def test_the_emulation_predicts_the_cards_error(card, k, chunk):
+    """Within a factor of two where sums are made by fp16 FMAs; tensor cores (7.0 on) add several products at once."""
+    x, w = fp16.outliers(48, k, 48)
+    predicted = fp16.error(fp16.matmul(x, w, chunk), x, w)
+    y = gemm.matmul(torch.from_numpy(x).to(card), torch.from_numpy(w).to(card), chunk)
+    error = fp16.error(y.cpu().numpy(), x, w)
+    print(f"K = {k}, chunk {chunk}: error {error:.1e} on {card}, {predicted:.1e} predicted")
+    assert error < 2 * predicted
+    if torch.cuda.get_device_capability() < (7, 0):
+        assert error > predicted / 2
+
+
+def test_the_chunks_are_added_in_fp32(card):
+    x = torch.tensor([[2048.0, 1, 1, 1, 1]], device=card).half()
+    assert gemm.matmul(x, torch.ones(5, 1, device=card).half(), chunk=1).item() == 2052
+
+
+def test_an_int8_layer_with_fp16_sums_trains_as_with_fp32(card):
+    layer = Int8Linear(torch.randn(1376, 4096, device=card) * 0.02)
+    x, upstream = torch.randn(64, 4096, device=card).half(), torch.randn(64, 1376, device=card).half()
+    found = []
+    for chosen in ({(4096, 1376)}, set()):
+        gemm.use(layer, chosen)
+        given = x.clone().requires_grad_()
+        y = layer(given)
+        y.backward(upstream)
+        found.append((y.detach().float(), given.grad.float()))
+    for ours, torchs in zip(*found, strict=True):
+        assert 0 < (ours - torchs).norm() / torchs.norm() < probe.TOLERANCE[torch.float16]
+
+
+def test_which_sums_are_faster_on_this_card(card):
+    for race in probe.gemm(card, {(4096, 4096), (4096, 11008), (11008, 4096)}, tokens=2048):
+        print(f"{race} on {torch.cuda.get_device_name()}")
+        assert race.error <= probe.TOLERANCE[torch.float16]
+        assert race.won == (race.fp16_ms < race.fp32_ms)
 
 
 def test_attention_runs_in_the_memory_efficient_kernel(device, dtype):
@@ -150,15 +214,19 @@ class Layer(nn.Module):
         return torch.cat((-two, one), dim=-1)
 
 
-@pytest.mark.parametrize("recomputed", [0, 2, 4])
-def test_memory_of_a_step_is_the_plans(device, dtype, recomputed):
+@pytest.mark.parametrize(("recomputed", "fp16_sums"), [(0, False), (2, False), (4, False), (4, True)])
+def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
     """Four layers of a 7B (of a small model on a CPU), packed, with some of them recomputed, and the loss."""
     half = device.type == "cuda"
+    if fp16_sums and not half:
+        pytest.skip("fp16 sums are cuBLAS's: a CPU has none")
     wide = (4096, 11008, 4, 32, 32, 32000) if half else (256, 688, 4, 8, 8, 1000)
     shape = memory.Shape(*wide)
     length = 1024 if half else 128
-    step = memory.Step(2, length, 2 * length, 8, ("q_proj", "v_proj"), True, half=half, on_card=half)
+    targets = ("q_proj", "v_proj")
+    step = memory.Step(2, length, 2 * length, 8, targets, True, half=half, on_card=half, fp16_sums=fp16_sums)
     layers = nn.ModuleList(Layer(shape, step.rank, dtype, device) for _ in range(shape.num_hidden_layers)).train()
+    gemm.use(layers, gemm.shapes(layers) if fp16_sums else ())
     recompute_first(layers, recomputed)
     head = torch.randn(shape.vocab_size, shape.hidden_size, device=device).to(dtype) * 0.02
     norm = Norm(shape.hidden_size).to(device, dtype)

@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from recipe.model import ATTENTION, trained_nll
 from recipe.pascal import memory
 from recipe.pascal.attention import packed_attention
+from recipe.pascal.gemm import partial_bytes
 from recipe.pascal.int8 import Int8Linear
 from recipe.pascal.lean import slim
 from recipe.pascal.memory import Shape, Step
@@ -225,3 +226,11 @@ def test_the_tracker_counts_a_kept_storage_once_and_no_parameter():
     x = torch.randn(10, 100, requires_grad=True)
     assert memory.kept_bytes(lambda: layer(x).sum(), layer) == x.numel() * 4
     assert memory.kept_bytes(lambda: (layer(x) * layer(x)).sum(), layer) == x.numel() * 4 + 2 * 10 * 50 * 4
+
+
+def test_fp16_sums_take_their_chunks_products_beside_a_layers_work():
+    shape = Shape(4096, 11008, 32, 32, 32, 32000)
+    step = Step(1, 2048, 2048, 8, ("q_proj", "v_proj"), True)
+    more = dataclasses.replace(step, fp16_sums=True)
+    found = memory.estimate(shape, more, 32).peak - memory.estimate(shape, step, 32).peak
+    assert found == partial_bytes(2048, 11008, 4096) == 22 * 512 * 4096 * 2

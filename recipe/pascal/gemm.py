@@ -1,0 +1,135 @@
+"""A matmul that adds in fp16, for the one card whose double rate is reached no other way, with a bounded error.
+
+torch asks cuBLAS for fp32 sums of fp16 products; a P100 does that at its fp32 rate, and only CUBLAS_COMPUTE_16F at
+twice it (data sheet: 18.7 TFLOP/s; not yet measured here). An fp16 sum loses a little with every addend, so K is split:
+fp16 inside a chunk (a strided batch, one product per chunk), fp32 from chunk to chunk.
+
+Relative error against the exact product (emulated: tests/pascal/test_gemm.py), rounding the result alone being 2e-4:
+
+    chunk                                                            256     512     1024    no split
+    normal data with outlier channels, K = 4096                      2.4e-3  3.4e-3  4.5e-3  9.4e-3
+    the same, K = 11008                                              2.3e-3  3.2e-3  4.5e-3  1.4e-2
+    SmolLM2-135M on real text, K = 192 to 1536, median of 70         2.2e-3  3.1e-3  3.5e-3  3.5e-3
+    the worst of them (35 layers, forward and backward)              3.0e-3  4.6e-3  5.0e-3  6.9e-3
+
+Gradients need the loss scale that fp16 training has anyway: unscaled ones are subnormal, and no chunk is small enough.
+Needs torch alone.
+"""
+
+import ctypes
+import functools
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipe.pascal.int8 import Int8Linear
+
+# The largest at which none of these reaches the probe's gate, 5e-3. Writing and adding the chunks' products takes about
+# 10 % of the time of the product itself at 512, 5 % at 1024 (arithmetic, 2048 x 4096 x 4096).
+CHUNK = 512
+ROWS = 512  # multiplied at a time, so that the chunks' products take about the memory of the fp16 weight
+
+# cublasOperation_t, cublasComputeType_t, cublasGemmAlgo_t of cublas_api.h, cudaDataType of library_types.h
+OP_N, OP_T = 0, 1
+COMPUTE_16F = 64
+GEMM_DEFAULT = -1
+R_16F = 2
+ONE, ZERO = ctypes.c_uint16(0x3C00), ctypes.c_uint16(0)  # alpha and beta are halves where the sums are
+
+_int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+_matrix = (_pointer, _int, _int, _long)  # address, type, leading dimension, stride from one of the batch to the next
+# cublasStatus_t cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A.., B.., beta, C.., batchCount,
+# computeType, algo)
+SIGNATURE = ctypes.CFUNCTYPE(
+    _int, _pointer, *[_int] * 5, _pointer, *_matrix, *_matrix, _pointer, *_matrix, _int, _int, _int
+)
+
+
+def matmul(x: torch.Tensor, weight: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+    """x [..., K] times weight [K, N] -> [..., N], fp16 on a card; not seen by autograd.
+
+    `weight` is row-major or a transposed view of a row-major matrix, and is not copied: from one weight [out, in],
+    `matmul(x, weight.t())` is a layer's forward and `matmul(grad, weight)` its backward.
+    Raises ValueError on other tensors, RuntimeError where cuBLAS cannot.
+    """
+    k, n = weight.shape
+    if x.dtype != torch.float16 or weight.dtype != torch.float16 or x.shape[-1] != k:
+        raise ValueError(f"expected fp16 [..., {k}] times [{k}, {n}], found {x.dtype} {list(x.shape)}, {weight.dtype}")
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        raise ValueError("expected a row-major weight or a transposed view of one, found a strided one: copy it first")
+    rows = x.reshape(-1, k).contiguous()
+    y = rows.new_empty(len(rows), n)
+    for some, out in zip(rows.split(ROWS), y.split(ROWS), strict=True):
+        torch.sum(_partials(some, weight, chunk), dim=0, out=out)  # torch adds halves in fp32 and rounds once
+    return y.view(*x.shape[:-1], n)
+
+
+def partial_bytes(tokens: int, k: int, n: int, chunk: int = CHUNK) -> int:
+    """What `matmul` needs beside its result."""
+    return min(tokens, ROWS) * n * -(-k // chunk) * 2
+
+
+def _partials(x: torch.Tensor, weight: torch.Tensor, chunk: int) -> torch.Tensor:
+    """x [M, K], weight [K, N] -> [chunks, M, N], the last chunk being what K leaves over."""
+    (m, k), n = x.shape, weight.shape[1]
+    whole, rest = divmod(k, chunk)
+    out = x.new_empty(whole + bool(rest), m, n)
+    if whole:
+        _multiply(x, weight, out[:whole], 0, chunk)
+    if rest:
+        _multiply(x, weight, out[whole:], whole * chunk, rest)
+    return out
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, first: int, depth: int) -> None:
+    """out[c] = x[:, k] weight[k, :] over the `depth` k from `first + c * depth` on.
+
+    cuBLAS reads columns where we have rows, so every matrix is its transpose to it: it is asked for
+    out^T = weight^T x^T, and a row-major weight needs no further transposing, a transposed view does.
+    """
+    (batch, m, n), k = out.shape, x.shape[1]
+    operation, lead, row = (OP_N, n, n) if weight.is_contiguous() else (OP_T, k, 1)
+    a = (weight.data_ptr() + first * row * 2, R_16F, lead, depth * row)
+    b = (x.data_ptr() + first * 2, R_16F, k, depth)
+    c = (out.data_ptr(), R_16F, n, m * n)
+    one, zero = ctypes.byref(ONE), ctypes.byref(ZERO)
+    operands = (operation, OP_N, n, m, depth, one, *a, *b, zero, *c, batch)
+    status = _function()(_handle(x.device), *operands, COMPUTE_16F, GEMM_DEFAULT)
+    if status:
+        raise RuntimeError(
+            f"cuBLAS gave status {status} (cublas_api.h) for {batch} products of {m} x {depth} x {n} with fp16 sums, "
+            "expected 0; keep fp32 sums here"
+        )
+
+
+def _handle(device: torch.device) -> int:
+    """torch's own handle: its stream, its workspace."""
+    if device.type != "cuda":
+        raise ValueError(f"fp16 sums are cuBLAS's, expected tensors on a card, found them on {device}")
+    return torch.cuda.current_blas_handle()
+
+
+@functools.cache
+def _function() -> Any:
+    """From the very library that torch has loaded, of whatever version: a handle means nothing to another one."""
+    mapped = (line.split(maxsplit=5)[5:] for line in Path("/proc/self/maps").read_text().splitlines())
+    path = next((where[0] for where in mapped if where and Path(where[0]).name.startswith("libcublas.so")), None)
+    if path is None:
+        raise RuntimeError("torch has loaded no libcublas.so, expected a torch with CUDA: keep fp32 sums here")
+    return SIGNATURE(("cublasGemmStridedBatchedEx", ctypes.CDLL(path)))
+
+
+def shapes(model: nn.Module) -> set[tuple[int, int]]:
+    """(in, out) of the layers that can use it."""
+    return {(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, Int8Linear)}
+
+
+def use(model: nn.Module, chosen: Collection[tuple[int, int]], chunk: int = CHUNK) -> None:
+    """From now on the frozen int8 layers of these (in, out) multiply so, forward and backward, all others as torch."""
+    for layer in model.modules():
+        if isinstance(layer, Int8Linear):
+            ours = (layer.in_features, layer.out_features) in chosen
+            layer.matmul = functools.partial(matmul, chunk=chunk) if ours else torch.matmul
