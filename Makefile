@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat report demo test gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat report demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## this list
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -38,10 +38,12 @@ setup: $(READY) ## build .venv from the hash-locked requirements (once, and agai
 	  -r docker/requirements.lock -r docker/requirements-dev.lock
 	@touch $@
 
-lock: $(READY) ## resolve docker/requirements*.in into the two locks, with hashes
+lock: $(READY) ## resolve docker/requirements*.in into the locks, with hashes
 	cd docker && for name in requirements requirements-dev; do \
 	  ../.venv/bin/uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
+	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
 
 pins: $(READY) ## is every package the locked one, and does every library carry sm_60 code?
 	$(PY) -m recipe.pins
@@ -110,6 +112,9 @@ run-%: ## any target inside the image: make run-train CONFIG=...
 
 test: $(READY) ## lint, types and tests on the very packages that the image ships
 	$(PY) -m nox
+
+bench: $(READY) ## speed and memory beside the usual ways, on real conversations: an hour, nothing else running
+	@$(PY) tests/bench/run.py
 
 gpu-test: $(READY) ## what only a card can show: REQUIRE_GPU=1 makes a missing one a failure
 	$(PY) -m nox -s gpu

@@ -1,16 +1,19 @@
-"""Tokens per second of this recipe's training beside the usual way's, on real conversations; prints one JSON object.
+"""Tokens per second of this recipe's training beside other ways, on real conversations; prints one JSON object.
 
-    python -m recipe.corpus --source ShareGPT_V3_unfiltered_cleaned_split.json --output .cache/sharegpt-512 \
-        --tokenizer weights/smollm2-135m-instruct --set corpus.max_length=512
-    python tests/bench/train.py --corpus .cache/sharegpt-512 --length 512
+    python tests/bench/train.py --corpus .cache/bench/corpus-512 --length 512
 
-All ways train the same LoRA on the same base and conversations with the same optimizer, in fp32 (`int8`: this recipe's
+All ways train the same LoRA on the same base, conversations and optimizer, in fp32 on a CPU (`int8`: on this recipe's
 default base). `usual` is Hugging Face's Trainer as most recipes have it: padded to full length, the whole model
-checkpointed, eager attention, all logits; `grouped` pads to the longest of a batch of like lengths and keeps the
-activations. Each run is a process of its own, and the ways take turns, so that what else the machine does meets all.
+checkpointed, eager attention, all logits. `grouped` pads to the longest of a batch of like lengths and keeps the
+activations. `trl` is TRL's SFTTrainer with packing, in its own environment (--trl PYTHON): it cuts conversations, lets
+attention cross them and trains on every token. `no-...` is this recipe with one of its levers taken away.
+
+Every way is a process that stays; they take turns at one optimizer step over all conversations, so that whatever else
+the machine does meets them alike. The first turn warms up. Ratios are of turns side by side, medians of all turns.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -19,162 +22,291 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-WAYS = ("packed", "int8", "usual", "grouped")
-WANTED = {512: 2.0, 2048: 5.0}  # times the usual way's useful tokens/s
-BATCH = {"usual": 1, "grouped": 2}
+OTHERS = ("usual", "grouped", "trl")
+LEVERS = ("no-packing", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
+WAYS = ("ours", "int8", *OTHERS, *LEVERS)
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+Rows = list[dict[str, list[int]]]
 
 
-def child(way: str, base: Path, corpus: Path, length: int, conversations: int) -> dict[str, Any]:
-    """One run in this process: useful and trained tokens, seconds of training, last loss, matmul rate."""
-    import torch
-    from transformers import logging
-
+def sample(base: Path, corpus: Path, length: int, count: int) -> Rows:
+    """Token ids and labels of `count` conversations, drawn by a seed."""
     from recipe import data, model
-    from recipe.config import Lora
 
-    logging.set_verbosity_error()
-    lora = Lora(rank=8, alpha=16, dropout=0.0, target_modules=("q_proj", "v_proj"))
     rows = data.encode_file(corpus / "train.jsonl", model.load_tokenizer(base), "vicuna_v1.1")
-    rows = rows.filter(lambda row: len(row["input_ids"]) <= length).shuffle(seed=0).select(range(conversations))
-    with tempfile.TemporaryDirectory() as folder:
-        make = ours if way in ("packed", "int8") else usual
-        loop = make(way, base, lora, rows, length, Path(folder))
-        wall, cpu = time.perf_counter(), time.process_time()
-        loop.train()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    labels = [label for row in rows["labels"] for label in row[1:]]
+    rows = rows.filter(lambda row: len(row["input_ids"]) <= length).shuffle(seed=0).select(range(count))
+    return [dict(row) for row in rows]
+
+
+def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
+    """This recipe as `train` runs it, or without one lever."""
+    import torch
+    from datasets import Dataset
+    from torch.nn import functional as F
+    from transformers.models.llama import modeling_llama
+
+    from recipe import data, model, trainer
+    from recipe.config import Lora, Train
+    from recipe.conversations.packing import pack
+    from recipe.pascal import attention
+
+    def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths")}
+        logits = tuned(**given, attention_mask=torch.empty(1, 1, 1, 1), use_cache=False).logits[0, :-1]
+        targets = batch["labels"][0, 1:]
+        return F.cross_entropy(logits, targets, reduction="sum"), int((targets != model.IGNORED).sum())
+
+    if way == "no-blocks":
+        attention.SHORT = sys.maxsize
+    if way == "no-chunked-loss":
+        trainer.trained_nll = all_logits
+    if way == "no-lean-layers":
+        model.slim, model.rotated = lambda norms, mlps: None, modeling_llama.apply_rotary_pos_emb
+    budget = 1 if way == "no-packing" else length  # what is longer than the budget is a pack of its own
+    table = Dataset.from_list(rows)
+    loaded = model.load(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
+    lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
+    packs = len(pack(data.lengths(table), budget, seed=0))
+    settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
+    recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
+    tuned = model.add_adapter(loaded, lora, seed=0)
+    return trainer.make(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
+
+
+def common(folder: Path, steps: int, batch: int) -> dict[str, Any]:
+    """TrainingArguments of the other ways: one optimizer step over all, as ours."""
     return {
-        "tokens": sum(data.lengths(rows)),
-        "trained": sum(label != model.IGNORED for label in labels),
-        "seconds": wall,
-        "cpu_seconds": cpu,
-        "loss": next(entry["loss"] for entry in reversed(loop.state.log_history) if "loss" in entry),
-        "gflops": matmul_rate(torch),
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": steps,
+        "num_train_epochs": 1,
+        "learning_rate": 3e-4,
+        "optim": "adamw_torch",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
     }
 
 
-def ours(way: str, base: Path, lora: Any, rows: Any, length: int, folder: Path) -> Any:
-    """This recipe: packs, one causal call per conversation, a chunked loss, nothing recomputed."""
+def eager(base: Path) -> Any:
     import torch
+    from transformers import AutoModelForCausalLM, set_seed
 
-    from recipe import data, model, trainer
-    from recipe.config import Train
-    from recipe.conversations.packing import pack
-
-    packs = len(pack(data.lengths(rows), length, seed=0))
-    train = Train(micro_batch_tokens=length, accumulation=packs, eval_steps=0)
-    precision = "int8" if way == "int8" else "fp32"
-    tuned = model.add_adapter(model.load(base, precision, torch.device("cpu")), lora, seed=0)
-    return trainer.make(tuned, train, folder, rows, rows, on_card=False)
+    set_seed(0)
+    return AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32, attn_implementation="eager")
 
 
-def usual(way: str, base: Path, lora: Any, rows: Any, length: int, folder: Path) -> Any:
-    """Hugging Face's Trainer, one optimizer step over all conversations, as ours."""
+def usual(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
+    """Hugging Face's Trainer, padded to the full length or, of batches of like lengths, to the longest."""
     import torch
+    from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, TrainingArguments
 
-    def pad(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = length if way == "usual" else max(len(sample["input_ids"]) for sample in samples)
+    def pad(samples: Rows) -> dict[str, torch.Tensor]:
+        longest = length if way == "usual" else max(len(each["input_ids"]) for each in samples)
 
         def column(fill: int, values: Any) -> torch.Tensor:
             return torch.tensor([[*value, *[fill] * (longest - len(value))] for value in values])
 
         return {
-            "input_ids": column(0, [sample["input_ids"] for sample in samples]),
-            "attention_mask": column(0, [[1] * len(sample["input_ids"]) for sample in samples]),
-            "labels": column(-100, [sample["labels"] for sample in samples]),
+            "input_ids": column(0, [each["input_ids"] for each in samples]),
+            "attention_mask": column(0, [[1] * len(each["input_ids"]) for each in samples]),
+            "labels": column(-100, [each["labels"] for each in samples]),
         }
 
-    set_seed(0)
-    loaded = AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32, attn_implementation="eager")
-    settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
-    )
+    batch = 2 if way == "grouped" and length <= 512 else 1  # a batch of one pads nothing: best for long ones
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=BATCH[way],
-        gradient_accumulation_steps=-(-len(rows) // BATCH[way]),
-        num_train_epochs=1,
+        **common(folder, -(-len(rows) // batch), batch),
         group_by_length=way == "grouped",
         gradient_checkpointing=way == "usual",
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        optim="adamw_torch",
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
     )
-    return Trainer(model=get_peft_model(loaded, settings), args=arguments, data_collator=pad, train_dataset=rows)
+    tuned = get_peft_model(eager(base), LoraConfig(**LORA))
+    return Trainer(model=tuned, args=arguments, data_collator=pad, train_dataset=Dataset.from_list(rows))
+
+
+def trl(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
+    """TRL's SFTTrainer at what is fastest of it on torch 2.0.1: packing, eager attention, activations kept."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    steps = -(-sum(len(row["input_ids"]) for row in rows) // length)
+    arguments = SFTConfig(
+        **common(folder, steps, 1), packing=True, max_length=length, gradient_checkpointing=False, padding_free=False
+    )
+    table = Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows])
+    return SFTTrainer(
+        model=eager(base),
+        args=arguments,
+        train_dataset=table,
+        peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"),
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+
+
+def child(way: str, base: Path, rows: Rows, length: int) -> None:
+    """One way: a turn for every line that comes in, its seconds, loss and the matmul rate around it to go out."""
+    import torch
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    make = {"usual": usual, "grouped": usual, "trl": trl}.get(way, ours)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = make(way, base, rows, length, Path(folder))
+        print(json.dumps({"ready": way}), flush=True)
+        for _ in sys.stdin:
+            rate, start = matmul_rate(torch), time.perf_counter()
+            loop.train()
+            seconds = time.perf_counter() - start
+            entries = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
+            out = {"seconds": seconds, "loss": entries[-1], "gflops": max(rate, matmul_rate(torch))}
+            print(json.dumps(out | {"peak_mb": peak_mb()}), flush=True)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def matmul_rate(torch: Any) -> float:
     """GFLOP/s of the model's own widest matmul, the best of a few: the limit that no way can pass."""
     a, b = torch.randn(512, 576), torch.randn(576, 1536)
     best = float("inf")
-    for _ in range(20):
+    for _ in range(40):
         start = time.perf_counter()
         torch.mm(a, b)
         best = min(best, time.perf_counter() - start)
     return 2 * 512 * 576 * 1536 / best / 1e9
 
 
-def measure(way: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One run in a process of its own, and its peak memory in MB."""
-    command = [sys.executable, __file__, "--way", way, "--base", str(args.base), "--corpus", str(args.corpus)]
-    command += ["--length", str(args.length), "--conversations", str(args.conversations)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        out = process.stdout.read() if process.stdout else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}, expected 0: run it alone to see why")
-    return json.loads(out.splitlines()[-1]) | {"peak_mb": usage.ru_maxrss / 1024}
+def flop_per_token(base: Path, rows: Rows) -> float:
+    """What any way must compute: frozen layers twice, lm_head twice at trained tokens, causal attention 3.5 times."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    weights = layers * hidden * (2 * hidden + 2 * narrow + 3 * config["intermediate_size"])
+    sizes = [len(row["input_ids"]) for row in rows]
+    trained = sum(label != -100 for row in rows for label in row["labels"][1:]) / sum(sizes)
+    attention = 3.5 * 2 * hidden * layers * sum(size * size for size in sizes) / sum(sizes)
+    return 4 * weights + 4 * trained * config["vocab_size"] * hidden + attention
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of a way's runs, and the spread of its speed."""
-    speeds = [run["tokens"] / run["seconds"] for run in runs]
-    return {
-        "tokens_per_second": round(statistics.median(speeds), 1),
-        "from_to": [round(min(speeds), 1), round(max(speeds), 1)],
-        "trained_per_second": round(statistics.median(run["trained"] / run["seconds"] for run in runs), 1),
-        "tokens_per_cpu_second": round(statistics.median(run["tokens"] / run["cpu_seconds"] for run in runs), 1),
-        "peak_mb": round(max(run["peak_mb"] for run in runs)),
-        "loss": round(runs[0]["loss"], 4),
-        "matmul_gflops": round(max(run["gflops"] for run in runs), 1),
-    }
+class Way:
+    """The process of one way, loaded and waiting for its turn."""
+
+    def __init__(self, name: str, args: argparse.Namespace, rows: Path, log: IO[str]) -> None:
+        python = args.trl if name == "trl" else sys.executable
+        command = [python, __file__, "--way", name, "--base", str(args.base), "--length", str(args.length)]
+        command += ["--rows", str(rows)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        self.name, self.log = name, log
+        self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        self.answer()
+
+    def turn(self) -> dict[str, Any]:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next line of JSON; what else a library prints is passed over."""
+        for line in self.process.stdout:
+            if line.startswith('{"'):
+                return json.loads(line)
+        self.log.seek(0)
+        raise SystemExit(
+            f"{self.name} ended with {self.process.wait()}, expected an answer:\n{self.log.read()[-3000:]}"
+        )
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(args: argparse.Namespace, rows: Rows, file: Path) -> dict[str, list[dict[str, Any]]]:
+    """All turns of all ways, the warm-up left out."""
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name in args.ways:
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            running.append(Way(name, args, file, log))
+            stack.callback(running[-1].close)
+        for number in range(args.repeats + 1):
+            for way in running:
+                one = way.turn()
+                said = f"{way.name} {number}: {one['seconds']:.1f} s, loss {one['loss']:.4f}"
+                print(said, file=sys.stderr, flush=True)
+                if number:
+                    turns[way.name].append(one)
+    return turns
+
+
+def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, flop: float) -> dict[str, Any]:
+    """Medians of each way's turns, and how many times it is as fast as the usual way beside it."""
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    trained = sum(label != -100 for row in rows for label in row["labels"][1:])
+    out: dict[str, Any] = {}
+    for way, each in turns.items():
+        speeds = [tokens / one["seconds"] for one in each]
+        out[way] = {
+            "tokens_per_second": round(statistics.median(speeds), 1),
+            "from_to": [round(min(speeds), 1), round(max(speeds), 1)],
+            "trained_per_second": round(statistics.median(trained / one["seconds"] for one in each), 1),
+            "share_of_matmul": round(
+                statistics.median(s * flop / one["gflops"] / 1e9 for s, one in zip(speeds, each, strict=True)), 3
+            ),
+            "peak_mb": round(max(one["peak_mb"] for one in each)),
+            "loss": round(each[-1]["loss"], 4),
+        }
+        for other in ("ours", "usual"):
+            if other in turns:
+                ratios = [theirs["seconds"] / one["seconds"] for theirs, one in zip(turns[other], each, strict=True)]
+                out[way][f"times_{other}"] = round(statistics.median(ratios), 2)
+    return out
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "weights" / "smollm2-135m-instruct")
-    parser.add_argument("--corpus", type=Path, required=True, help="a prepared corpus")
+    parser.add_argument("--corpus", type=Path, help="a prepared corpus")
     parser.add_argument("--length", type=int, default=512, help="longest conversation, and tokens of a pack")
-    parser.add_argument("--conversations", type=int, default=12, help="how many of them a run trains on")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--conversations", type=int, default=8, help="how many of them a turn trains on")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each way after the warm-up")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "int8", "usual", "grouped"])
+    parser.add_argument("--trl", default="", help="the Python of an environment with TRL")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
-        print(json.dumps(child(args.way, args.base, args.corpus, args.length, args.conversations)))
+        child(args.way, args.base, json.loads(args.rows.read_text(encoding="utf-8")), args.length)
         return 0
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
-    for _ in range(args.repeats):
-        for way in args.ways:
-            runs[way].append(measure(way, args))
-    result: dict[str, Any] = {"length": args.length, "load": round(os.getloadavg()[0], 1)}
-    result |= {way: summary(each) for way, each in runs.items()}
-    if {"packed", "usual"} <= runs.keys():
-        result["times_usual"] = round(result["packed"]["tokens_per_second"] / result["usual"]["tokens_per_second"], 2)
-        result["wanted"] = WANTED.get(args.length)
-    print(json.dumps(result))
+    rows = sample(args.base, args.corpus, args.length, args.conversations)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        file.write_text(json.dumps(rows), encoding="utf-8")
+        turns = measure(args, rows, file)
+    sizes = [len(row["input_ids"]) for row in rows]
+    flop = flop_per_token(args.base, rows)
+    head = {
+        "length": args.length,
+        "conversations": len(rows),
+        "tokens": sum(sizes),
+        "mean_length": sum(sizes) // len(sizes),
+    }
+    head |= {"mflop_per_token": round(flop / 1e6), "repeats": args.repeats, "load": round(os.getloadavg()[0], 1)}
+    print(json.dumps(head | {"ways": summary(turns, rows, flop)}))
     return 0
 
 

