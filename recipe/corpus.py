@@ -105,7 +105,7 @@ def prepare(config: Config, work: Path, tokenizer: Any) -> int:
     prompts = [prompt for path in corpus.decontaminate for prompt in sources.prompts_of(Path(path))]
     rules = sources.rules_of(config, prompts)
     job = Job(encoders(tokenizer), corpus.template, corpus.max_length, rules, corpus.seed)
-    sizes = [provenance.size(source.path) for source in given]
+    sizes = [sources.size(source.path) for source in given]
     before = {source.name: sum(sizes[:index]) for index, source in enumerate(given)}
     started, read = time.monotonic(), 0
     with console.progress(total=sum(sizes), unit="B", unit_scale=True, desc="prepare") as bar:
@@ -114,7 +114,7 @@ def prepare(config: Config, work: Path, tokenizer: Any) -> int:
             nonlocal read
             read += count
             bar.set_postfix_str(f"{read / (time.monotonic() - started):,.0f} conversations/s", refresh=False)
-            bar.update(max(0, before.get(part.source.name, 0) + part.ends - bar.n))
+            bar.update(max(0, min(bar.total, before.get(part.source.name, 0) + part.ends) - bar.n))
 
         processes = corpus.processes or len(os.sched_getaffinity(0))
         count = sum(1 for _ in parts.prepare(parts.divide(given, made), work, job, processes, tell))
@@ -133,6 +133,10 @@ def assemble(config: Config, folder: Path, work: Path, count: int) -> dict[str, 
         console.say(f"{item.source}, byte {item.offset:,}: {item.reason}: {overview.printable(item.detail)}")
     if found.rejected > len(found.shown):
         console.say(f"and {found.rejected - len(found.shown):,} more rejected records: see rejected.jsonl")
+    if found.repeated_ids:
+        console.say(
+            f"{found.repeated_ids:,} conversations had the id of an earlier one and were renamed, as c1 to c1+2"
+        )
     check_not_empty(train, val, found.accounts)
     even_out(train, val, corpus.val_fraction)
     train.repeat(times(config, train, found), corpus.seed)
