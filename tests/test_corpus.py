@@ -1,6 +1,8 @@
 """The stage as a person runs it: files in, a folder out, one sentence where it cannot be."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -286,17 +288,24 @@ def test_a_mixture_is_reached_by_repeating(command, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, console.INTERRUPTED)])
+def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, sent, code: int) -> None:
+    """Killed alone, or with Ctrl-C, which reaches all of a terminal's processes."""
     raw = tmp_path / "raw.json"
     raw.write_text(json.dumps([sharegpt(number, pairs=20, length=600) for number in range(900)]))  # 21 MB
     command = [sys.executable, "-m", "recipe.corpus", "--source", raw, "--tokenizer", base, "--output"]
     out, root = tmp_path / "out", Path(__file__).parents[1]
-    process = subprocess.Popen([*command, out], cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, out], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob(".out.parts/*/*.index"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+    said = process.communicate(timeout=60)[1]  # when the last process has ended, too
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert ("the same command goes on" in said) == (sent == signal.SIGINT)
     assert not out.exists()
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.parts/*/*.index")}
     assert len(finished) >= 3
