@@ -40,12 +40,12 @@ def records(file: Path, count: int) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def write_sample(source: Path, target: Path, count: int) -> int:
-    """The first `count` conversations that differ, as a file; how many characters their turns have."""
+def write_sample(source: Path, target: Path, count: int) -> tuple[int, int]:
+    """The first `count` conversations that differ, as a file; how many there are, and characters of their turns."""
     unlike = {json.dumps(record["conversations"]): record for record in records(source, 2 * count)}
     kept = list(unlike.values())[:count]  # a duplicate that is left out is no loss
     target.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-    return sum(len(turn["value"]) for record in kept for turn in record["conversations"])
+    return len(kept), sum(len(turn["value"]) for record in kept for turn in record["conversations"])
 
 
 def write_large(source: Path, target: Path, count: int) -> int:
@@ -147,7 +147,7 @@ def compare_output(folder: Path) -> dict[str, dict[str, float]]:
 
 def compare(file: Path, model: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
     """Speed and output of both on the first `count` conversations; whether ours is as good as is asked for."""
-    characters = write_sample(file, folder / "raw.json", count)
+    count, characters = write_sample(file, folder / "raw.json", count)
     theirs = usual(folder / "raw.json", model, folder)
     mine = ours(folder / "raw.json", folder / "base", folder / "out")
     ratio = theirs["seconds"] / mine["seconds"]
