@@ -16,7 +16,7 @@ MOST_LANGUAGES = 12  # shown apart
 MOST_TURNS = 20  # longer conversations share the last bar
 BUDGETS = (512, 1024, 2048)  # tokens of a pack
 RANDOM, LONGEST, STRANGEST = 10, 3, 5  # samples shown
-LOOKED_AT = 2000  # characters of a sample
+LOOKED_AT = 500  # characters of a sample
 COMMON = "etaoinsrhl 的是不了在有我"  # frequent in most languages of the Latin script, and in Chinese
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
