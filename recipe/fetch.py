@@ -16,7 +16,7 @@ STAGE = "fetch"
 SOURCES = Path(__file__).parent / "configs" / "sources.toml"
 RAW, RAW_DATA = Path("weights/raw"), Path("data/raw")
 WANTED = ["*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*.gguf", "*.txt"]  # weights, tokenizer; no code
-WANTED_DATA = ["*.json", "*.jsonl", "*.parquet"]
+WANTED_DATA = ["*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.parquet"]
 
 
 def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:

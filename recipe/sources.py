@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from recipe import provenance
 from recipe.config import Config
-from recipe.conversations import formats, identity
+from recipe.conversations import compressed, formats, identity
 from recipe.conversations.filters import Filters, Rules
 from recipe.conversations.messages import Conversation
 from recipe.conversations.parts import Source
@@ -48,6 +49,11 @@ def sources_of(config: Config) -> list[Source]:
     for name in chosen.values():
         formats.named(name)
     return [Source(name, path, chosen.get(name, "")) for name, path in zip(names, paths, strict=True)]
+
+
+def size(path: Path) -> int:
+    """Bytes of a source's text, for the progress bar."""
+    return compressed.size(path) if path.is_file() else provenance.size(path)
 
 
 def _by_name(config: Config, field: str, names: Sequence[str]) -> dict[str, str]:

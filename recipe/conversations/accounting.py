@@ -47,6 +47,7 @@ class Change(StrEnum):
     """What was done to a turn, whether or not it was kept. The value is what a report shows."""
 
     MARKUP = "HTML became Markdown"
+    LEFT_MARKUP = "HTML left as it was, for being over a megabyte"
     REMNANT = "remnants of the web page taken off"
     REPLACED = "a replacement rule applied"
     SCRIPT = "Chinese script converted"

@@ -40,6 +40,7 @@ _REMNANTS = (
     (re.compile(r"\A\s*\d+ / \d+[ \t]*\n\s*(?=\S)"), ""),
     (re.compile(r"(?<=\S)\s*\n[ \t]*\d+ / \d+\s*\Z"), ""),
 )
+MOST_MARKUP = 1 << 20  # characters, 2 s: the converter's time grows with a paragraph's square
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -54,8 +55,8 @@ def cleaned_text(text: str, html: bool = True) -> tuple[str, list[Change]]:
     if not text.isascii() and _SURROGATE.search(text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if html and is_markup(text):
-        text = to_markdown(text)
-        changes.append(Change.MARKUP)
+        changes.append(Change.MARKUP if len(text) <= MOST_MARKUP else Change.LEFT_MARKUP)
+        text = to_markdown(text) if len(text) <= MOST_MARKUP else text
     if "Copy" in text or " / " in text:  # seldom; asked first since it is quick
         before = text
         for pattern, replacement in _REMNANTS:

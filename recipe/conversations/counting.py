@@ -2,8 +2,9 @@
 
 A BPE merge joins neighbours only. Where no merge of the vocabulary joins what ends one stretch of text with what begins
 the next, both can be encoded apart, and their lengths add up to that of the whole. LLaMA's pieces hold `▁` (a space) at
-their start only, and none holds a line break; byte-level tokenizers cut before a space by themselves. So a text falls
-into words, nearly all of which were seen before. Where a tokenizer is of neither kind, its own encoding is counted.
+their start only, none holds a line break, and none mixes letters with signs or digits; byte-level tokenizers cut there
+by themselves. So a text falls into words and signs, nearly all of which were seen before. Where a tokenizer is of
+neither kind, its own encoding is counted.
 """
 
 import functools
@@ -20,16 +21,21 @@ CACHED_LENGTH = 48  # characters; longer words seldom come twice
 
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-_SENTENCEPIECE = re.compile("▁*[^▁]+|▁+")  # runs of `▁` with what follows them
-_STRADDLES = re.compile("[^▁]▁|.\n|\n.", re.S)
-# Between an ASCII letter and an ASCII sign, and around a digit: where a vocabulary keeps these apart, as LLaMA's does.
-_BETWEEN = re.compile(
-    r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[!-@\[-`{-~])(?=[A-Za-z])|(?<=[0-9])(?=.)|(?<=.)(?=[0-9])", re.S
+_SIGN = r"!-/:-@\[-`{-~"  # ASCII's, for a character class
+
+# Every pattern matches the whole of a text, stretch by stretch; possessively, or it would be slow.
+# LLaMA's: spaces with what follows them, line breaks.
+_LINES = re.compile(r" *+[^ \n]++|\n| ++")
+_STRADDLES = re.compile("[^▁]▁|.\n|\n.", re.S)  # what a merge then must not make
+# Finer where a vocabulary keeps letters from signs and digits from everything: runs of ASCII letters, runs of ASCII
+# signs (and tabs), single digits; what touches other characters stays in one stretch with them.
+_LETTERS_AND_SIGNS = re.compile(rf" *+(?:[A-Za-z]++(?![^ -~\t\n])|[{_SIGN}\t]++(?![^ -~\n])|[0-9]|[^ \n0-9]++)|\n| ++")
+_MIXES = re.compile(rf"[A-Za-z][{_SIGN}\t]|[{_SIGN}\t][A-Za-z]|[0-9].|.[0-9]", re.S)
+# Byte-level's: GPT-2's expression begins anew at a space behind a word, and between letters and signs but for 've and
+# its like. Exact where a text has no other white space.
+_BYTE_LEVEL = re.compile(
+    rf"[ \n]*+(?:[A-Za-z]++(?=[{_SIGN} \n]|\Z)|[{_SIGN}]++(?=[ \n]|\Z|(?<!')[A-Za-z])|[^ \n]++)|[ \n]++"
 )
-# The same for GPT-2's expression, which takes 've and its like together.
-_BETWEEN_BYTE_LEVEL = re.compile(r"(?<=[A-Za-z])(?=[!-@\[-`{-~])|(?<=[!-&(-@\[-`{-~])(?=[A-Za-z])")
-# Runs of spaces and line breaks with what follows them; exact where a text has no other white space.
-_BYTE_LEVEL = re.compile(r"[ \n]*[^ \n]+|[ \n]+")
 _OTHER_SPACE = re.compile(r"[^\S \n]")
 
 
@@ -43,14 +49,14 @@ class TokenCounter:
         self._inner: Callable[[str], int] = self._whole
         self._leading: Callable[[str], int] = lambda text: self._whole(text, leading=True)
         if _is_sentencepiece(inner):
-            between = None if _crosses(inner, _BETWEEN) else _BETWEEN
-            self._words = _Words(self._whole, between)
-            self._spaced = _Words(lambda word: self._whole(f"▁{word}"), between, self._words)
+            self._stretches = _LINES if _crosses(inner, _MIXES) else _LETTERS_AND_SIGNS
+            self._words = _Words(self._pieces)
+            self._model = encoders.inner.model
             self._inner = self._sentencepiece
             if leading["normalizer"] == {"type": "Sequence", "normalizers": [_PREPEND, _SPACES]}:
-                self._leading = lambda text: self._sentencepiece(f"▁{text}")
+                self._leading = lambda text: self._sentencepiece(f" {text}")
         elif _is_byte_level(inner):
-            self._words = _Words(self._whole, _BETWEEN_BYTE_LEVEL)
+            self._words = _Words(self._whole)
             self._inner = self._byte_level
         if leading == inner:
             self._leading = self._inner
@@ -77,17 +83,13 @@ class TokenCounter:
         backend = self._encoders.leading if leading else self._encoders.inner
         return len(backend.encode_batch_fast([text], add_special_tokens=False)[0]) if text else 0
 
+    def _pieces(self, word: str) -> int:
+        """Of sentencepiece's kind, whose normalizer puts `▁` for a space and does nothing else: the model alone."""
+        return len(self._model.tokenize(word.replace(" ", "▁")))
+
     def _sentencepiece(self, text: str) -> int:
-        words, spaced = self._words.__getitem__, self._spaced.__getitem__
-        lines = text.replace(" ", "▁").split("\n")
-        count = (len(lines) - 1) * words("\n") if lines[1:] else 0
-        for line in lines:
-            if "▁▁" in line:
-                count += sum(map(words, _SENTENCEPIECE.findall(line)))
-            elif line:  # splitting at every `▁` is the same, in a third of the time
-                first, *rest = line.split("▁")
-                count += (words(first) if first else 0) + sum(map(spaced, rest))
-        return count
+        stretches = self._stretches.findall(text.replace("▁", " "))  # which are one to it
+        return sum(map(self._words.__getitem__, stretches))
 
     def _byte_level(self, text: str) -> int:
         if _OTHER_SPACE.search(text):
@@ -96,20 +98,15 @@ class TokenCounter:
 
 
 class _Words(dict[str, int]):
-    """Word -> number of its tokens, learnt on demand. A new word is counted by its parts, if it has any: words are
-    many, as people put signs and digits to them, and parts are few."""
+    """Word -> number of its tokens, learnt on demand."""
 
-    def __init__(
-        self, count: Callable[[str], int], between: re.Pattern[str] | None, parts: "_Words | None" = None
-    ) -> None:
+    def __init__(self, count: Callable[[str], int]) -> None:
         super().__init__()
-        self._count, self._between, self._parts = count, between, self if parts is None else parts
+        self._count = count
 
     def __missing__(self, word: str) -> int:
-        first, *rest = self._between.split(word) if self._between else [word]
-        count = self[first] + sum(map(self._parts.__getitem__, rest)) if rest else self._count(word)
-        room = CACHED_WORDS // 2 if rest else CACHED_WORDS  # the parts of later words shall find some, too
-        if len(word) <= CACHED_LENGTH and len(self) < room:
+        count = self._count(word)
+        if len(word) <= CACHED_LENGTH and len(self) < CACHED_WORDS:
             self[word] = count
         return count
 

@@ -63,19 +63,21 @@ def conversations(
 
 def check(path: Path, layout: Layout | None = None) -> None:
     """Raises RecipeError where none of the file's first records is in a known format (or in the given one)."""
-    first_strange = ""
+    broken, strange = "", ""
     for number, record in enumerate(raw_records(path, path.name)):
         if number == GIVE_UP_AFTER:
             break
         if isinstance(record, Rejected):
-            first_strange = first_strange or f"{record.reason} at byte {record.offset:,}"
+            broken = broken or f"{record.reason} at byte {record.offset:,}, {record.detail}"
         elif _fitting(record.value, layout) or _keyed(record.value, layout):
             return
         else:
-            first_strange = first_strange or _look(record.value)
+            strange = strange or _look(record.value)
+    if broken and not strange:
+        raise RecipeError(f"{path} holds no whole record: found {broken}; get the file again, or mend it there")
     known = FORMATS if layout is None else {name: item for name, item in FORMATS.items() if item is layout}
     shapes = "; ".join(f"{name} {item.shape}" for name, item in known.items())
-    raise RecipeError(f"{path} is in no known format: found {first_strange or 'no record'}; known are {shapes}")
+    raise RecipeError(f"{path} is in no known format: found {strange or 'no record'}; known are {shapes}")
 
 
 def named(name: str) -> Layout:

@@ -1,4 +1,5 @@
-"""The records of a JSON file, one at a time, whatever its size: an array, one object, or objects line by line.
+"""The records of a JSON file, one at a time, whatever its size: an array, one object, or objects line by line; packed
+with gzip or not.
 
 Real dumps are larger than memory, are cut off, or have a broken line: every record that is whole is yielded, and what
 is not is yielded as a `Rejected` that says where and why.
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from recipe.conversations import compressed
 from recipe.conversations.accounting import Drop
 from recipe.errors import RecipeError
 
@@ -59,22 +61,29 @@ def records(path: Path, source: str = "") -> Iterator[Record | Rejected]:
     one that does not start like JSON.
     """
     try:
-        # A byte that is not UTF-8 must cost its record only, so it is carried along and looked for afterwards.
-        file = open(path, encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        file, unpacked = compressed.open_text(path)
     except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(f"there is no file {path}: name raw conversation files (JSON or JSON lines)") from None
     with file:
-        text = _Window(file, path.stat().st_size)
+        text = _Window(file)
         text.skip_gap()
         if text.ended():
             raise RecipeError(f"{path} is empty: expected JSON or JSON lines with conversations")
         if text.peek() not in "[{":
             raise RecipeError(
-                f"{path} starts with {text.rest(20)!r}: expected JSON or JSON lines, so [ or {{ as its first character"
+                f"{path} starts with {_bytes(text.rest(20))}: expected JSON or JSON lines in UTF-8, so [ or {{ as its "
+                "first character, packed with gzip or not at all"
             )
         in_array = text.peek() == "["
         text.at += in_array
         yield from _values(text, source or path.name, in_array)
+        if unpacked and unpacked.damage:
+            detail = f"the packed file is damaged ({unpacked.damage}), and what came after this was lost"
+            yield Rejected(source or path.name, text.offset(), Drop.CUT_OFF, detail)
+
+
+def _bytes(text: str) -> str:
+    return ascii(text.encode("utf-8", "surrogateescape"))[1:]
 
 
 def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | Rejected]:
@@ -85,7 +94,10 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
             text.at += 1
             text.skip_gap()
             if not text.ended():
-                yield Rejected(source, text.offset(), Drop.NOT_JSON, f"{text.lost()} after the array's end")
+                start, begins = text.offset(), text.excerpt()
+                lost = text.skip_to_end()
+                detail = f"{lost:,} bytes after the array's end"
+                yield Rejected(source, start, Drop.NOT_JSON, detail, begins, lost)
             return
         if text.ended():
             if in_array:
@@ -97,13 +109,15 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
         try:
             value, bad_byte = text.decode()
         except EOFError:
-            detail = f"{text.lost()} of an unfinished record were lost"
-            yield Rejected(source, start, Drop.CUT_OFF, detail, text.excerpt(), text.left())
+            begins = text.excerpt()
+            lost = text.skip_to_end()
+            detail = f"{lost:,} bytes of an unfinished record were lost"
+            yield Rejected(source, start, Drop.CUT_OFF, detail, begins, lost)
             return
         except ValueError as error:
-            begins, left = text.excerpt(), text.left()
+            begins = text.excerpt()
             text.skip_to_next(opening if in_array else _NEXT_LINE)
-            lost = left - text.left()
+            lost = text.offset() - start
             yield Rejected(source, start, Drop.NOT_JSON, f"{error}; {lost:,} bytes were lost", begins, lost)
             if text.ended():
                 return
@@ -116,8 +130,8 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
 class _Window:
     """The part of a file that is in memory, and the place in it."""
 
-    def __init__(self, file: IO[str], size: int) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
         self.text, self.at, self.complete = "", 0, False
         self._bad_bytes = False  # whether any is in what is in memory
         self._bytes, self._counted = 0, 0  # how many bytes lie before text[_counted]
@@ -160,6 +174,15 @@ class _Window:
             self._read()
         self.at = found.start() if found else len(self.text)
 
+    def skip_to_end(self) -> int:
+        """To the file's end; how many bytes that were."""
+        start = self.offset()
+        self.at = len(self.text)
+        while not self.complete:
+            self._read()
+            self.at = len(self.text)
+        return self.offset() - start
+
     def opening(self) -> re.Pattern[str]:
         """How records begin, from the one at this place: with its first key, which a turn inside it does not have."""
         while len(self.text) - self.at < _BORDER and not self.complete:
@@ -182,13 +205,6 @@ class _Window:
         self._bytes += len(new) if new.isascii() else len(new.encode("utf-8", "surrogateescape"))
         self._counted = self.at
         return self._bytes
-
-    def left(self) -> int:
-        """Bytes from this place to the file's end."""
-        return self.size - self.offset()
-
-    def lost(self) -> str:
-        return f"{self.left():,} bytes"
 
     def excerpt(self) -> str:
         return excerpt(self.rest(EXCERPT))

@@ -12,10 +12,11 @@ from recipe.conversations.accounting import Change, Drop
 from recipe.conversations.templates import Piece, Span
 
 BAR = 40  # characters of the longest bar
+MOST_LANGUAGES = 12  # shown apart
 MOST_TURNS = 20  # longer conversations share the last bar
 BUDGETS = (512, 1024, 2048)  # tokens of a pack
 RANDOM, LONGEST, STRANGEST = 10, 3, 5  # samples shown
-LOOKED_AT = 2000  # characters of a sample
+LOOKED_AT = 500  # characters of a sample
 COMMON = "etaoinsrhl 的是不了在有我"  # frequent in most languages of the Latin script, and in Chinese
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
@@ -152,13 +153,17 @@ def _sources(results: Mapping[str, Any]) -> list[Section]:
             row = [source, what, *(f"{number:,}" for number in (count["read"], count["kept"]))]
             tokens = f"{results['mixture'][source]:,}" if what == "conversations" else ""
             counts.append([*row, f"{sum(count['dropped'].values()):,}", tokens])
-            reasons += [[source, what, Drop[name.upper()], f"{n:,}"] for name, n in count["dropped"].items()]
+            dropped = Counter(count["dropped"]).most_common()
+            reasons += [[source, what, Drop[name.upper()], f"{n:,}"] for name, n in dropped]
     return [("Sources", "", counts), ("Dropped", "", reasons if reasons[1:] else [])]
 
 
 def _languages(results: Mapping[str, Any]) -> Section:
     total = sum((Counter(account["languages"]) for account in results["sources"].values()), Counter[str]())
-    rows = [[name, f"{count:,}"] for name, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))]
+    ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))
+    rest = ordered[MOST_LANGUAGES:]
+    rows = [[name, f"{count:,}"] for name, count in ordered[:MOST_LANGUAGES]]
+    rows += [[f"{len(rest)} others", f"{sum(count for _, count in rest):,}"]] if rest else []
     return "Languages of the conversations kept", "", [["language", "conversations"], *rows] if rows else []
 
 

@@ -5,6 +5,7 @@ that markup in a conversation could not run even if it got through.
 """
 
 import html as escaping
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .15rem .9rem .15rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.number { text-align: right } .bar { display: inline-block; height: .7rem; background: var(--bar) }
+.number { text-align: right }
+.bar { display: inline-block; border-radius: 0 .2rem .2rem 0; height: .7rem; background: var(--bar) }
 details { margin: .5rem 0; border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .8rem }
 summary { cursor: pointer }
 .sample { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace }
@@ -50,7 +52,7 @@ def _section(section: Section) -> str:
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
     if title.startswith(BARS):
         body = _with_bars(rows)
-    head = "".join(f"<th>{_safe(cell)}</th>" for cell in heading)
+    head = "".join(map(_cell, heading, rows[0], itertools.repeat("th")))
     paragraph = f"<p>{_safe(text)}</p>" if text else ""
     return f"<h2>{_safe(title)}</h2>{paragraph}<table><tr>{head}</tr>\n{body}</table>"
 
@@ -65,9 +67,10 @@ def _with_bars(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _cell(text: str) -> str:
-    number = text.replace(",", "").replace(".", "").rstrip("%").isdecimal()
-    return f'<td class="number">{_safe(text)}</td>' if number else f"<td>{_safe(text)}</td>"
+def _cell(text: str, like: str = "", tag: str = "td") -> str:
+    """A cell; numbers, and what stands above one (`like`), to the right."""
+    number = (like or text).replace(",", "").replace(".", "").rstrip("%").isdecimal()
+    return f'<{tag} class="number">{_safe(text)}</{tag}>' if number else f"<{tag}>{_safe(text)}</{tag}>"
 
 
 def _sample(sample: Shown) -> str:

@@ -9,13 +9,14 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from recipe.conversations import formats
 from recipe.conversations.accounting import Account, Drop, account
@@ -190,8 +191,15 @@ _worker: _Worker  # of this process
 def _begin(job: Job, folder: Path) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, as many processes as cores
     _worker = _Worker(job, folder)
+
+
+def _end_with(parent: Any) -> None:
+    """A parent that is killed cannot end its processes, which would wait for work for ever and keep their memory."""
+    parent.join()
+    os._exit(1)
 
 
 def _finish(part: Part) -> int:

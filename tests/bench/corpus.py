@@ -1,12 +1,13 @@
-"""Speed and memory of preparing a ShareGPT corpus, beside the usual pipeline; prints one JSON object.
+"""Speed, output and memory of preparing a ShareGPT corpus, beside the usual pipeline; prints one JSON object, and the
+outputs side by side on stderr. Exit code 0: five times as fast, at least as good, below 1.5 GB.
 
-    python tests/bench/corpus.py --file sharegpt.json --tokenizer tokenizer.model [--speed-only]
+    python tests/bench/corpus.py --file sharegpt.json --tokenizer tokenizer.model [--only compare|memory]
 
 `--file` is a real ShareGPT dump (a JSON array; it may be cut off), `--tokenizer` LLaMA's sentencepiece model. The usual
-pipeline is html.parser and markdownify over a process pool, then a slow tokenizer that splits at turns, each step
-writing a file for the next; markdownify comes into a throwaway folder by pip. `--scale N` also prepares a file of N
-conversations, made by repeating the real ones under other ids and with another first word, and measures the peak memory
-of all processes together (shared pages once); `--speed-only` leaves that out.
+pipeline is that of `usual.py`: html.parser and markdownify over a process pool, then a slow tokenizer that splits at
+turns; markdownify comes into a throwaway folder by pip. `--scale N` is the size of the large file, made by repeating
+the real conversations under other ids and with another first word, on which the peak memory of all processes together
+is measured (shared pages once).
 """
 
 import argparse
@@ -17,15 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-MARKDOWNIFY = ("markdownify==0.14.1", "beautifulsoup4==4.12.3")
-MAX_LENGTH = 2048
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import quality  # noqa: E402
+import usual as usual_way  # noqa: E402
+
+MARKDOWNIFY = ("markdownify==0.11.6", "beautifulsoup4==4.12.3")
 LIMIT_GB, TIMES = 1.5, 5
 
 
@@ -37,11 +40,12 @@ def records(file: Path, count: int) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def write_sample(source: Path, target: Path, count: int) -> int:
-    """The first `count` conversations as a file; how many characters their turns have."""
-    kept = list(records(source, count))
+def write_sample(source: Path, target: Path, count: int) -> tuple[int, int]:
+    """The first `count` conversations that differ, as a file; how many there are, and characters of their turns."""
+    unlike = {json.dumps(record["conversations"]): record for record in records(source, 2 * count)}
+    kept = list(unlike.values())[:count]  # a duplicate that is left out is no loss
     target.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-    return sum(len(turn["value"]) for record in kept for turn in record["conversations"])
+    return len(kept), sum(len(turn["value"]) for record in kept for turn in record["conversations"])
 
 
 def write_large(source: Path, target: Path, count: int) -> int:
@@ -80,7 +84,7 @@ def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
         [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *MARKDOWNIFY], check=True
     )
     paths = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, __file__, "--usual", str(raw), str(model), str(folder)]
+    command = [sys.executable, usual_way.__file__, str(raw), str(model), str(folder)]
     return measure(command, {**os.environ, "PYTHONPATH": paths})
 
 
@@ -111,97 +115,90 @@ def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]
     return {"seconds": seconds, "cpu_seconds": sum(work.values()), "peak_memory_gb": peak / 1e9}
 
 
-def run_usual(raw: Path, model: Path, folder: Path) -> None:
-    """Clean, then split: each loads everything, works over a process pool and writes everything."""
-    from transformers import LlamaTokenizer
-
-    global tokenizer
-    for step, chunk, source, target in (
-        (clean_one, 16, raw, folder / "clean.json"),
-        (split_one, 64, folder / "clean.json", folder / "split.json"),
-    ):
-        if step is split_one:
-            tokenizer = LlamaTokenizer(str(model), legacy=True)
-        items = json.loads(source.read_text(encoding="utf-8"))
-        with ProcessPoolExecutor() as pool:  # by fork, so the tokenizer is there
-            results = list(pool.map(step, items, chunksize=chunk))
-        target.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+def raw_turns(file: Path) -> Iterator[tuple[str, list[str]]]:
+    for record in json.loads(file.read_text(encoding="utf-8")):
+        yield record["id"], [turn["value"] for turn in record["conversations"]]
 
 
-tokenizer: Callable[[str], Any]
+def usual_turns(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    return raw_turns(folder / "split.json")
 
 
-def clean_one(record: dict[str, Any]) -> dict[str, Any]:
-    """Markup of the answers to Markdown; bs4 with html.parser is what markdownify uses."""
-    import re
-    import warnings
-
-    import markdownify
-
-    warnings.simplefilter("ignore")  # bs4 has an opinion on most turns
-
-    for turn in record["conversations"]:
-        if turn["from"] == "gpt":
-            text = re.sub(r"</?(?:div|span)[^>]*>", "", turn["value"])
-            with contextlib.suppress(Exception):  # real turns make it fail in several ways
-                text = markdownify.markdownify(text).strip()
-            turn["value"] = re.sub(r"Copy code\n?|^\d+ / \d+\n", "", text)
-    return record
+def our_turns(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    for part in ("train", "val"):
+        with open(folder / f"{part}.jsonl", encoding="utf-8") as lines:
+            for sample in map(json.loads, lines):
+                name = sample["id"].split("#")[0].split("+")[0]  # without its number as a sample, or as a namesake
+                yield name, [message["content"] for message in sample["messages"]]
 
 
-def split_one(record: dict[str, Any]) -> list[list[int]]:
-    """Borders between pairs at which the conversation is cut to MAX_LENGTH tokens."""
-    turns = record["conversations"]
-    lengths = [len(tokenizer(turn["value"]).input_ids) + 6 for turn in turns]
-    borders, start, size = [], 0, 0
-    for index in range(0, len(turns) - 1, 2):
-        pair = lengths[index] + lengths[index + 1]
-        if size + pair > MAX_LENGTH and size:
-            borders.append([start, index])
-            start, size = index, 0
-        size += pair
-    return [*borders, [start, len(turns)]]
+def compare_output(folder: Path) -> dict[str, dict[str, float]]:
+    """See `quality`: of the usual pipeline and of ours."""
+    samples = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    longest = json.loads((folder / "out" / "manifest.json").read_text(encoding="utf-8"))["results"]["lengths"]["max"]
+    over = {"usual": sum(sample["tokens"] > usual_way.MAX_LENGTH for sample in samples), "ours": 0}
+    assert longest <= usual_way.MAX_LENGTH
+    made = {"usual": usual_turns(folder), "ours": our_turns(folder / "out")}
+    return {
+        side: quality.shares(raw_turns(folder / "raw.json"), turns) | {"samples_over_the_limit": over[side]}
+        for side, turns in made.items()
+    }
+
+
+def compare(file: Path, model: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
+    """Speed and output of both on the first `count` conversations; whether ours is as good as is asked for."""
+    count, characters = write_sample(file, folder / "raw.json", count)
+    theirs = usual(folder / "raw.json", model, folder)
+    mine = ours(folder / "raw.json", folder / "base", folder / "out")
+    ratio = theirs["seconds"] / mine["seconds"]
+    output = compare_output(folder)
+    print(quality.table(output["ours"], output["usual"]), file=sys.stderr)
+    result = {
+        "conversations": count,
+        "characters": characters,
+        "cores": len(os.sched_getaffinity(0)),
+        "usual": rounded(theirs) | {"conversations_per_second": round(count / theirs["seconds"])},
+        "ours": rounded(mine) | {"conversations_per_second": round(count / mine["seconds"])},
+        "ratio": round(ratio, 2),
+        "cpu_ratio": round(theirs["cpu_seconds"] / mine["cpu_seconds"], 2),
+        "output": output,
+    }
+    return result, ratio >= TIMES and quality.at_least_as_good(output["ours"], output["usual"])
+
+
+def fill_memory(file: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
+    """A file of `count` conversations prepared; whether memory stayed below the limit."""
+    size = write_large(file, folder / "large.json", count)
+    large = ours(folder / "large.json", folder / "base", folder / "large")
+    result = rounded(large) | {
+        "conversations": count,
+        "megabytes": round(size / 1e6),
+        "conversations_per_second": round(count / large["seconds"]),
+        "limit_gb": LIMIT_GB,
+    }
+    return {"large": result}, large["peak_memory_gb"] <= LIMIT_GB
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, help="a real ShareGPT dump")
-    parser.add_argument("--tokenizer", type=Path, help="LLaMA's tokenizer.model")
+    parser.add_argument("--file", type=Path, required=True, help="a real ShareGPT dump")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="LLaMA's tokenizer.model")
     parser.add_argument("--conversations", type=int, default=17_000, help="how many both pipelines get (default 17000)")
     parser.add_argument("--scale", type=int, default=90_000, help="conversations of the large file (default 90000)")
-    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--only", choices=("compare", "memory"), help="one of the two measurements")
     parser.add_argument("--folder", type=Path, help="where the files go for a while (default: the system's)")
-    parser.add_argument("--usual", nargs=3, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.usual:
-        run_usual(*args.usual)
-        return 0
+    result: dict[str, Any] = {}
+    good = True
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         make_base(args.tokenizer, folder / "base")
-        characters = write_sample(args.file, folder / "raw.json", args.conversations)
-        theirs = usual(folder / "raw.json", args.tokenizer, folder)
-        mine = ours(folder / "raw.json", folder / "base", folder / "out")
-        result: dict[str, Any] = {
-            "conversations": args.conversations,
-            "characters": characters,
-            "cores": len(os.sched_getaffinity(0)),
-            "usual": rounded(theirs) | {"conversations_per_second": round(args.conversations / theirs["seconds"])},
-            "ours": rounded(mine) | {"conversations_per_second": round(args.conversations / mine["seconds"])},
-            "ratio": round(theirs["seconds"] / mine["seconds"], 2),
-            "cpu_ratio": round(theirs["cpu_seconds"] / mine["cpu_seconds"], 2),
-        }
-        good = result["ratio"] >= TIMES
-        if not args.speed_only:
-            size = write_large(args.file, folder / "large.json", args.scale)
-            large = ours(folder / "large.json", folder / "base", folder / "large")
-            result["large"] = rounded(large) | {
-                "conversations": args.scale,
-                "megabytes": round(size / 1e6),
-                "conversations_per_second": round(args.scale / large["seconds"]),
-                "limit_gb": LIMIT_GB,
-            }
-            good = good and large["peak_memory_gb"] <= LIMIT_GB
+        if args.only != "memory":
+            found, is_good = compare(args.file, args.tokenizer, folder, args.conversations)
+            result, good = result | found, good and is_good
+        if args.only != "compare":
+            found, is_good = fill_memory(args.file, folder, args.scale)
+            result, good = result | found, good and is_good
     print(json.dumps(result))
     return 0 if good else 1
 

@@ -73,11 +73,15 @@ def test_real_conversations_have_as_many_tokens_as_their_encoding(assets, llama2
             assert counter(pieces) == expected(llama2_tokenizer, pieces)
 
 
-def test_llamas_words_are_counted_apart_and_by_their_parts(llama2_tokenizer) -> None:
-    counter = TokenCounter(encoders(llama2_tokenizer))
-    counter([Span("It's (a word), 12 times:\nx", True)])
-    assert {"▁" + word for word in counter._spaced} >= {"▁(a", "▁word),", "▁(", "▁word"}
-    assert "word),12" not in counter._words
+def test_words_are_counted_apart_from_signs_and_digits(llama2_tokenizer, byte_level_tokenizer) -> None:
+    text = "It's (a word),  12 times:\n\tx née"
+    for tokenizer, words in (
+        (llama2_tokenizer, {" (", "a", " word", "),", "  1", "2", ":", "\n", "\t", "x", " née"}),
+        (byte_level_tokenizer, {"It", "'s", " (", "a", " word", "),", "  12", ":", " née"}),
+    ):
+        counter = TokenCounter(encoders(tokenizer))
+        counter([Span(text if tokenizer is llama2_tokenizer else text.replace("\t", ""), True)])
+        assert set(counter._words) >= words
 
 
 def test_a_vocabulary_that_mixes_letters_and_signs_is_not_cut_between_them(llama_tokenizer, llama2_tokenizer) -> None:
@@ -86,7 +90,7 @@ def test_a_vocabulary_that_mixes_letters_and_signs_is_not_cut_between_them(llama
 
     for tokenizer, crosses in ((llama_tokenizer, True), (llama2_tokenizer, False)):
         spec = json.loads(encoders(tokenizer).inner.to_str())
-        assert counting._crosses(spec, counting._BETWEEN) == crosses
+        assert counting._crosses(spec, counting._MIXES) == crosses
 
 
 def test_added_tokens_that_texts_are_searched_for_switch_it_off(byte_level_tokenizer) -> None:

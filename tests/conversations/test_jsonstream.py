@@ -1,5 +1,7 @@
 """Whole records come out of any file, and what is lost is said."""
 
+import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,6 +47,33 @@ def values(path: Path) -> list:
 def test_arrays_and_lines_are_read_alike(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="")
     assert values(file) == RECORDS
+
+
+@pytest.mark.parametrize("text", [json.dumps(RECORDS), "\n".join(map(json.dumps, RECORDS))], ids=["array", "lines"])
+def test_a_packed_file_is_read_like_a_plain_one(file: Path, text: str) -> None:
+    file.write_text(text)
+    plain = list(records(file))
+    file.write_bytes(gzip.compress(text[:60].encode()) + gzip.compress(text[60:].encode()))  # as two files joined
+    assert list(records(file)) == plain
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, "checksum"])
+def test_of_a_damaged_packed_file_what_comes_before_is_kept(file: Path, keep: float | str) -> None:
+    text = "\n".join(json.dumps({"a": hashlib.sha256(str(number).encode()).hexdigest()}) for number in range(300))
+    packed = bytearray(gzip.compress(text.encode()))
+    if keep == "checksum":
+        packed[-8] ^= 1
+        cut, least = packed, 300
+    else:
+        cut, least = packed[: int(len(packed) * float(keep))], int(300 * float(keep)) - 10
+    file.write_bytes(cut)
+    *kept, last = records(file)
+    whole = [item.value for item in kept if isinstance(item, Record)]
+    assert whole == [json.loads(line) for line in text.splitlines()[: len(whole)]]
+    assert len(whole) >= least
+    assert isinstance(last, Rejected)
+    assert last.reason is Drop.CUT_OFF
+    assert "the packed file is damaged" in last.detail
 
 
 def test_a_number_cut_by_a_border_is_read_whole(file: Path) -> None:

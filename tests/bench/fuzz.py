@@ -1,0 +1,39 @@
+"""Coverage-guided fuzzing of the readers with atheris, for longer than the property tests of `make test` can take.
+
+    pip install --target /tmp/atheris atheris==3.0.0
+    PYTHONPATH=/tmp/atheris python tests/bench/fuzz.py -max_total_time=600 [FOLDER_OF_EXAMPLES]
+
+Any exception but a RecipeError, or records out of order or outside the file, ends it with the bytes that did it.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+with atheris.instrument_imports(include=["recipe"]):
+    from recipe.conversations import formats, jsonstream
+    from recipe.errors import RecipeError
+
+jsonstream.CHUNK = 64  # borders between two reads are where mistakes are made
+FILE = Path(tempfile.mkdtemp()) / "fuzz.json"
+
+
+def read(data: bytes) -> None:
+    FILE.write_bytes(data)
+    ends = 0
+    try:
+        for number, record in enumerate(formats.raw_records(FILE, "fuzz.json")):
+            assert ends <= record.offset
+            assert data[:2] == b"\x1f\x8b" or record.offset + record.size <= len(data)
+            ends = record.offset + record.size
+            list(formats.conversations(record, number, "fuzz.json"))
+    except RecipeError:
+        return
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, read)
+    atheris.Fuzz()

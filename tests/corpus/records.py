@@ -1,0 +1,16 @@
+"""Raw conversations to prepare, and prepared samples."""
+
+import json
+from pathlib import Path
+
+
+def sharegpt(number: int, pairs: int = 2, length: int = 40) -> dict:
+    turns = [
+        {"from": ("human", "gpt")[index % 2], "value": f"{number} {index} " + "word " * (length // 5)}
+        for index in range(2 * pairs)
+    ]
+    return {"id": f"c{number}", "conversations": turns}
+
+
+def samples(folder: Path, part: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
