@@ -236,7 +236,7 @@ def loss_bytes(shape: Shape, step: Step) -> int:
     """loss.py: the trained hidden states and their fp32 gradient, with a chunk's logits and their exponentials, or with
     that gradient scaled and put back among all tokens."""
     states = step.trained * shape.hidden_size
-    forward = 2 * FP32 * min(CHUNK, step.trained) * shape.vocab_size
+    forward = (step.width + (2 if step.half else 1) * FP32) * min(CHUNK, step.trained) * shape.vocab_size
     backward = states * FP32 + step.tokens * shape.hidden_size * step.width
     return states * (FP32 + step.width) + max(forward, backward)
 

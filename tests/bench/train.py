@@ -67,7 +67,8 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
         trainer.trained_nll = all_logits
     if way == "no-lean-layers":
         model.slim, model.rotated = lambda norms, mlps: None, modeling_llama.apply_rotary_pos_emb
-    budget = 1 if way == "no-packing" else length  # what is longer than the budget is a pack of its own
+    # what is longer than the budget is a pack of its own; short ones share a larger pass, within the usual way's memory
+    budget = 1 if way == "no-packing" else max(length, 1024)
     table = Dataset.from_list(rows)
     loaded = model.load(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
