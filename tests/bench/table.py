@@ -32,12 +32,15 @@ def markdown(found: dict[str, Any]) -> str:
     parts = [training(found[f"train-{length}"]) for length in (512, 2048) if f"train-{length}" in found]
     parts += [ablation(found[f"levers-{length}"]) for length in (512, 2048) if f"levers-{length}" in found]
     if "packing" in found:
-        rows = [
-            [length, share(row["full"]), share(row["padded"])]
-            for length, row in found["packing"].items()
-            if length.isdecimal()
+        lengths = [(length, row) for length, row in found["packing"].items() if length.isdecimal()]
+        rows = [[length, *(share(row[name]) for name in ("full", "own", "padded"))] for length, row in lengths]
+        head = [
+            "conversations of up to",
+            "packs of 2,048 tokens are full",
+            "packs of that length",
+            "padded to that length",
         ]
-        parts.append(table(["length", "packs are full", "padding to full length would be"], rows))
+        parts.append(table(head, rows))
     rows = []
     if "first step" in found:
         rows.append(["`make train` to the end of the first step, 135M on int8", f"{found['first step']['seconds']} s"])

@@ -68,7 +68,7 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     if way == "no-lean-layers":
         model.slim, model.rotated = lambda norms, mlps: None, modeling_llama.apply_rotary_pos_emb
     # what is longer than the budget is a pack of its own; short ones share a larger pass, within the usual way's memory
-    budget = 1 if way == "no-packing" else max(length, 1024)
+    budget = 1 if way == "no-packing" else max(length, 768)
     table = Dataset.from_list(rows)
     loaded = model.load(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
