@@ -14,7 +14,7 @@ from recipe import quantised
 from recipe.config import Lora
 from recipe.errors import RecipeError
 from recipe.pascal.attention import packed_attention
-from recipe.pascal.lean import rotated, slim
+from recipe.pascal.lean import slim
 from recipe.pascal.loss import chunked_nll
 
 if TYPE_CHECKING:
@@ -59,12 +59,10 @@ def load(path: Path, precision: str, where: torch.device, copy: Path | None = No
     from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.llama import modeling_llama
 
     check_folder(path)
     config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = packed_attention
-    modeling_llama.apply_rotary_pos_emb = rotated
     config._attn_implementation = ATTENTION
     config._name_or_path = ""  # a path of this machine must not reach the adapter's config
     with init_empty_weights(include_buffers=False):
@@ -87,7 +85,7 @@ def load(path: Path, precision: str, where: torch.device, copy: Path | None = No
     model.to(where).requires_grad_(False).eval()
     layers = model.model.layers
     norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    slim([*norms, model.model.norm], [layer.mlp for layer in layers])
+    slim([*norms, model.model.norm], [layer.mlp for layer in layers], [layer.self_attn for layer in layers])
     if precision in quantised.PRECISIONS and not cached:
         rest = (item for item in read_tensors(path) if not _is_quantised(model, item[0]))
         quantised.write(model, Path(path), precision, rest)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipe import config as configs
-from recipe import console, data, evaluate, matmul, model, provenance, sizing, train, trainer
+from recipe import console, data, matmul, model, provenance, sizing, train, trainer
 from recipe.conversations.packing import pack
 from recipe.errors import RecipeError, UnfitError, UsageError
 from recipe.pascal import memory
@@ -367,66 +367,3 @@ def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys
     assert "error: no space is left on the disk at checkpoint" in capsys.readouterr().err
     train.run(tiny_run)
     assert provenance.verify(latest(tiny_run)) == []
-
-
-@pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, latest(tiny_run)
-
-
-def test_evaluate_compares_base_and_tuned(trained, capsys):
-    config, folder = trained
-    assert evaluate.main(["--run", str(folder), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result == json.loads((folder / "eval.json").read_text())
-    assert result["tuned"]["loss"] < result["base"]["loss"]
-    assert [answer["question"] for answer in result["answers"]] == list(config.evaluate.prompts)
-    assert "identity" not in result
-    assert (folder / "samples.md").read_text().count("**tuned**") == 2
-    assert evaluate.main(["--run", str(folder)]) == 0
-    assert "is there already" in capsys.readouterr().err
-    assert evaluate.main(["--run", str(folder), "--set", 'evaluate.prompts=["Hm?"]']) == 0
-    assert "is there already" not in capsys.readouterr().err
-
-
-def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
-    """Loss, perplexity and bits per byte once more, one conversation at a time, with nothing of ours but the ids."""
-    import math
-
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    config, folder = trained
-    config = dataclasses.replace(config, base=dataclasses.replace(config.base, precision="fp32"))
-    result = evaluate.run(config, folder)
-    rows = data.encode_file(Path(config.corpus.path) / "val.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
-    base = AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32)
-    tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
-    nats = tokens = 0
-    for row in rows:
-        labels = torch.tensor([row["labels"]])
-        count = int((labels[:, 1:] != -100).sum())
-        with torch.no_grad():
-            nats += tuned(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item() * count
-        tokens += count
-    size = sum(
-        len(message["content"].encode())
-        for line in (Path(config.corpus.path) / "val.jsonl").read_text().splitlines()
-        for message in json.loads(line)["messages"]
-        if message["role"] == "assistant"
-    )
-    assert result["tuned"]["tokens"] == tokens
-    assert result["tuned"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
-    assert result["tuned"]["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
-    assert result["tuned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
-
-
-def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, monkeypatch, capsys):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 3)
-        train.run(tiny_run)
-    assert console.entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
-    assert "did not finish" in capsys.readouterr().err
-    assert console.entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
-    assert "is no run" in capsys.readouterr().err

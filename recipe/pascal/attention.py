@@ -3,7 +3,8 @@
 torch 2.0.1 has memory-efficient kernels for sm_60, forward and backward, but takes them only for a call with no mask,
 no dropout and no scale of its own; anything else falls back to the S x S matrices. So a pack is cut at its borders and
 each conversation gets one plain causal call, which also is all the work there is: nothing across borders is computed
-and thrown away. Needs torch alone; whoever loads the model registers `packed_attention` with transformers.
+and thrown away. A CPU, for which torch has no such kernel, takes a long one in blocks. Needs torch alone; whoever loads
+the model registers `packed_attention` with transformers.
 """
 
 import math

@@ -8,6 +8,7 @@ time, too: fewer passes over memory. Norms and MLPs have transformers' values to
 
 from collections.abc import Iterable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -92,12 +93,25 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return _SwiGlu.apply(gate, up)
 
 
-def slim(norms: Iterable[nn.Module], mlps: Iterable[nn.Module]) -> None:
-    """Let transformers' LlamaRMSNorm and LlamaMLP modules compute by the functions above, in place."""
+def slim(norms: Iterable[nn.Module], mlps: Iterable[nn.Module], attentions: Iterable[nn.Module]) -> None:
+    """Let transformers' LlamaRMSNorm, LlamaMLP and LlamaAttention modules compute by the functions above, in place.
+
+    These modules alone: whoever else uses transformers in this process gets its own functions.
+    """
     for norm in norms:
         norm.forward = partial(_norm_forward, norm)
     for mlp in mlps:
         mlp.forward = partial(_mlp_forward, mlp)
+    for attention in attentions:
+        attention.forward = partial(_finding(type(attention).forward, apply_rotary_pos_emb=rotated), attention)
+
+
+def _finding(function: Any, **names: Any) -> FunctionType:
+    """`function` of another module, that finds these objects where it looks for those names of its module."""
+    found = {**function.__globals__, **names}
+    copy = FunctionType(function.__code__, found, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def _norm_forward(norm: Any, x: torch.Tensor) -> torch.Tensor:

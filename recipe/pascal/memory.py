@@ -68,7 +68,7 @@ class Step:
     precision: str = "int8"
     optimizer: str = "adamw"
     half: bool = True  # autocast to 16 bit; this recipe computes in fp32 on a CPU
-    # A CPU's kernels copy where they cast, keep dropout's mask as numbers, and attention's scores as a matrix.
+    # A CPU's kernels copy where they cast, and keep dropout's mask as numbers and short attention's scores as a matrix.
     on_card: bool = True
     fp16_sums: bool = False  # the frozen layers multiply as gemm.py does
 

@@ -48,7 +48,6 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     import torch
     from datasets import Dataset
     from torch.nn import functional as F
-    from transformers.models.llama import modeling_llama
 
     from recipe import data, model, trainer
     from recipe.config import Lora, Train
@@ -66,7 +65,7 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     if way == "no-chunked-loss":
         trainer.trained_nll = all_logits
     if way == "no-lean-layers":
-        model.slim, model.rotated = lambda norms, mlps: None, modeling_llama.apply_rotary_pos_emb
+        model.slim = lambda *modules: None
     # what is longer than the budget is a pack of its own; short ones share a larger pass, within the usual way's memory
     budget = 1 if way == "no-packing" else max(length, 768)
     table = Dataset.from_list(rows)

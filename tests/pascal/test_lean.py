@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from recipe.pascal import memory
 from recipe.pascal.lean import rms_norm, rotated, slim, swiglu
@@ -21,7 +22,7 @@ def pair(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         nn.init.normal_(parameter, mean=0.5, std=0.3)
     module = module.to(dtype).requires_grad_(False)
     ours = copy.deepcopy(module)
-    slim([ours] if isinstance(ours, LlamaRMSNorm) else [], [ours] if isinstance(ours, LlamaMLP) else [])
+    slim(*([ours] if isinstance(ours, kind) else [] for kind in (LlamaRMSNorm, LlamaMLP, LlamaAttention)))
     return module, ours
 
 
@@ -70,6 +71,25 @@ def test_a_rotation_is_transformers_and_its_own_inverse_backwards():
     torch.testing.assert_close(ours, theirs)
     (grad,) = torch.autograd.grad(ours[0], query, ours[0].detach())
     torch.testing.assert_close(grad, query)  # turned back
+
+
+def test_an_attention_turns_by_ours_and_transformers_own_function_stays():
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")
+    theirs, ours = pair(LlamaAttention(config, 0), torch.float32)
+    x, angles = torch.randn(1, ROWS, 32, requires_grad=True), torch.randn(1, ROWS, 4).repeat(1, 1, 2)
+    given = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+    y, expected = ours(x, **given)[0], theirs(x, **given)[0]
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x), rtol=1e-4, atol=1e-5
+    )
+    assert modeling_llama.apply_rotary_pos_emb is apply_rotary_pos_emb is not rotated
+    graph, seen = [y.grad_fn], set()
+    while graph:
+        node = graph.pop()
+        seen.add(type(node).__name__)
+        graph += [after for after, _ in node.next_functions if after]
+    assert "_RotationBackward" in seen
 
 
 def test_what_is_kept_is_one_input_of_a_norm_and_two_of_the_mlp():

@@ -10,7 +10,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from recipe.model import ATTENTION, trained_nll
 from recipe.pascal import memory
@@ -21,6 +21,7 @@ from recipe.pascal.lean import slim
 from recipe.pascal.memory import Shape, Step
 
 CPU = torch.device("cpu")
+SLIM = (LlamaRMSNorm, LlamaMLP, LlamaAttention)
 PLAIN = Shape(256, 688, 1, 8, 8, 1000)
 GROUPED = Shape(192, 512, 1, 6, 2, 1000)
 LLAMA_7B = Shape(4096, 11008, 1, 32, 32, 32000)  # one layer of it
@@ -58,8 +59,7 @@ def freeze(model: nn.Module, wanted: Step) -> nn.Module:
 
 def slim_llama(model: nn.Module) -> None:
     """As recipe.model.load does it."""
-    norms = [module for module in model.modules() if isinstance(module, LlamaRMSNorm)]
-    slim(norms, [module for module in model.modules() if isinstance(module, LlamaMLP)])
+    slim(*([module for module in model.modules() if isinstance(module, kind)] for kind in SLIM))
 
 
 def llama_config(shape: Shape):

@@ -1,0 +1,75 @@
+"""A run is judged: base beside tuned, by transformers' own loss, and nothing before it is finished."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe import console, data, evaluate, model, train
+
+
+def latest(config) -> Path:
+    return Path(config.runs) / config.name / "latest"
+
+
+@pytest.fixture
+def trained(tiny_run):
+    train.run(tiny_run)
+    return tiny_run, latest(tiny_run)
+
+
+def test_evaluate_compares_base_and_tuned(trained, capsys):
+    config, folder = trained
+    assert evaluate.main(["--run", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((folder / "eval.json").read_text())
+    assert result["tuned"]["loss"] < result["base"]["loss"]
+    assert [answer["question"] for answer in result["answers"]] == list(config.evaluate.prompts)
+    assert "identity" not in result
+    assert (folder / "samples.md").read_text().count("**tuned**") == 2
+    assert evaluate.main(["--run", str(folder)]) == 0
+    assert "is there already" in capsys.readouterr().err
+    assert evaluate.main(["--run", str(folder), "--set", 'evaluate.prompts=["Hm?"]']) == 0
+    assert "is there already" not in capsys.readouterr().err
+
+
+def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
+    """Loss, perplexity and bits per byte once more, one conversation at a time, with nothing of ours but the ids."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, folder = trained
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, precision="fp32"))
+    result = evaluate.run(config, folder)
+    rows = data.encode_file(Path(config.corpus.path) / "val.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    nats = tokens = 0
+    for row in rows:
+        labels = torch.tensor([row["labels"]])
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nats += tuned(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item() * count
+        tokens += count
+    size = sum(
+        len(message["content"].encode())
+        for line in (Path(config.corpus.path) / "val.jsonl").read_text().splitlines()
+        for message in json.loads(line)["messages"]
+        if message["role"] == "assistant"
+    )
+    assert result["tuned"]["tokens"] == tokens
+    assert result["tuned"]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert result["tuned"]["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert result["tuned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, capsys):
+    train.run(tiny_run)
+    (latest(tiny_run) / "manifest.json").unlink()  # what a run that was killed has not left yet
+    assert console.entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
+    assert "did not finish" in capsys.readouterr().err
+    assert console.entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
+    assert "is no run" in capsys.readouterr().err
