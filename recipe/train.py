@@ -26,14 +26,13 @@ def run(config: Config) -> dict[str, Any]:
     """
     from transformers import logging
 
-    from recipe import data, matmul, model, quantised, trainer
+    from recipe import data, matmul, model, trainer
 
     sizing.check_numbers(config)
     where = model.device()
     check_device(config, where)
     logging.set_verbosity_error()
-    copy = quantised.find(Path(configs.required(config, "base.path")), config.base.precision)
-    inputs, settings = inputs_of(config, copy), settings_of(config)
+    (inputs, copy), settings = inputs_of(config), settings_of(config)
     folder = folder_of(config, settings, inputs)
     if manifest := provenance.done(folder, STAGE, settings, inputs):
         point_latest(folder)
@@ -105,16 +104,19 @@ def recomputed_layers(config: Config, where: "torch.device") -> int:
     return count
 
 
-def inputs_of(config: Config, copy: Path | None = None) -> dict[str, str]:
-    """What the run is made from, by hash; both must still be what their manifests say.
+def inputs_of(config: Config) -> tuple[dict[str, str], Path | None]:
+    """(what the run is made from, by hash; the base's quantised copy); all must still be what their manifests say.
 
-    `copy`: the base's quantised copy, found intact. The weights it was made from are then neither read nor hashed.
+    Where there is a copy, the weights it was made from are neither read nor hashed.
     """
+    from recipe import quantised
+
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
+    copy = quantised.find(base, config.base.precision)
     provenance.check_intact(base, but=".safetensors" if copy else "")
     provenance.check_intact(corpus)
-    return provenance.hash_inputs({"base": base, "corpus": corpus})
+    return provenance.hash_inputs({"base": base, "corpus": corpus}), copy
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -188,11 +190,10 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
 
 def preview(config: Config) -> dict[str, Any]:
     """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
-    from recipe import data, model, quantised
+    from recipe import data, model
 
     sizing.check_numbers(config)
-    copy = quantised.find(Path(configs.required(config, "base.path")), config.base.precision)
-    inputs, settings, train = inputs_of(config, copy), settings_of(config), config.train
+    (inputs, _), settings, train = inputs_of(config), settings_of(config), config.train
     tokenizer = model.load_tokenizer(Path(config.base.path))
     rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
     packs = schedule(data.lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation)
