@@ -48,6 +48,11 @@ def markdown(found: dict[str, Any]) -> str:
         one = found["convert"]
         rows.append([f"converting a {one['checkpoint_gb']} GB Meta checkpoint", f"{one['seconds_per_gb']} s per GB"])
         rows.append(["the same: peak memory", f"{one['peak_memory_gb']} GB"])
+    if "ours" in found.get("corpus", {}):
+        one, rate = found["corpus"], "conversations_per_second"
+        speed = f"{one['ours'][rate]:,} a second, {one['ratio']} times the usual pipeline's {one['usual'][rate]:,}"
+        rows.append([f"preparing {one['conversations']:,} ShareGPT conversations", speed])
+        rows.append(["the same: peak memory", f"{one['ours']['peak_memory_gb']} GB"])
     if rows:
         parts.append(table(["", "measured"], rows))
     machines = sorted({part["machine"] for part in found.values()})
