@@ -123,8 +123,10 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
                 return
         else:
             size = text.offset() - start
-            bad = Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8", excerpt(value), size)
-            yield bad if bad_byte else Record(start, value, size)
+            if bad_byte:
+                yield Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8", excerpt(value), size)
+            else:
+                yield Record(start, value, size)
 
 
 class _Window:
@@ -216,7 +218,16 @@ class _Window:
         # Doubling: a value of 50 MB is parsed a few times over, not fifty.
         new = self.file.read(max(CHUNK, len(rest)))
         self.text, self.complete = rest + new, not new
-        self._bad_bytes = not self.text.isascii() and _NOT_UTF8.search(self.text) is not None
+        self._bad_bytes = not _is_utf8(self.text)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether all of it was UTF-8 in the file; a search for undecodable bytes takes ten times as long."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _decoder = json.JSONDecoder()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from recipe.conversations.tokens import Encoders
 from recipe.errors import RecipeError
 
 PART_BYTES, PART_RECORDS = 2 << 20, 2000
+METHOD = "forkserver"  # a fork of this process would inherit its threads' locks
 AHEAD = 2  # parts read for each process before it asks; what bounds memory
 
 
@@ -112,6 +114,12 @@ def divide(sources: Iterable[Source], made: Sequence[Conversation] = ()) -> Iter
             yield replace(part, ends=ends)
 
 
+def get_ready() -> None:
+    """Start, in the background, the process that will fork the others; half a second for whoever has time now."""
+    forkserver.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 def prepare(
     parts: Iterable[Part], folder: Path, job: Job, processes: int, tell: Callable[[Part, int], object]
 ) -> Iterator[int]:
@@ -130,9 +138,8 @@ def prepare(
             tell(part, worker.finish(part))
             yield part.number
         return
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(processes, context, _begin, (job, folder)) as pool:
+    get_ready()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(METHOD), _begin, (job, folder)) as pool:
         try:
             for part, count in _in_order(pool, parts, AHEAD * processes):
                 tell(part, count)

@@ -14,6 +14,8 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,9 +82,9 @@ def ours(raw: Path, base: Path, output: Path) -> dict[str, float]:
 def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
     """The usual pipeline, in a process of its own that finds markdownify in `folder`."""
     packages = folder / "packages"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *MARKDOWNIFY], check=True
-    )
+    if not packages.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages)]
+        subprocess.run([*pip, *MARKDOWNIFY], check=True)
     paths = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, usual_way.__file__, str(raw), str(model), str(folder)]
     return measure(command, {**os.environ, "PYTHONPATH": paths})
@@ -145,25 +147,41 @@ def compare_output(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def compare(file: Path, model: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
-    """Speed and output of both on the first `count` conversations; whether ours is as good as is asked for."""
+def compare(file: Path, model: Path, folder: Path, count: int, turns: int) -> tuple[dict[str, Any], bool]:
+    """Speed and output of both on the first `count` conversations; whether ours is as good as is asked for.
+
+    They take turns, and the ratio is the median of each turn's own: a machine's clock may change within minutes.
+    """
     count, characters = write_sample(file, folder / "raw.json", count)
-    theirs = usual(folder / "raw.json", model, folder)
-    mine = ours(folder / "raw.json", folder / "base", folder / "out")
-    ratio = theirs["seconds"] / mine["seconds"]
+    sides: dict[str, list[dict[str, float]]] = {"usual": [], "ours": []}
+    for _ in range(turns):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        sides["usual"].append(usual(folder / "raw.json", model, folder))
+        sides["ours"].append(ours(folder / "raw.json", folder / "base", folder / "out"))
+    pairs = list(zip(sides["usual"], sides["ours"], strict=True))
+    ratios = [theirs["seconds"] / mine["seconds"] for theirs, mine in pairs]
+    ratio = statistics.median(ratios)
     output = compare_output(folder)
     print(quality.table(output["ours"], output["usual"]), file=sys.stderr)
     result = {
         "conversations": count,
         "characters": characters,
         "cores": len(os.sched_getaffinity(0)),
-        "usual": rounded(theirs) | {"conversations_per_second": round(count / theirs["seconds"])},
-        "ours": rounded(mine) | {"conversations_per_second": round(count / mine["seconds"])},
+        "turns": turns,
+        **{side: middle(found) for side, found in sides.items()},
         "ratio": round(ratio, 2),
-        "cpu_ratio": round(theirs["cpu_seconds"] / mine["cpu_seconds"], 2),
+        "from_to": [round(min(ratios), 2), round(max(ratios), 2)],
+        "cpu_ratio": round(statistics.median(theirs["cpu_seconds"] / mine["cpu_seconds"] for theirs, mine in pairs), 2),
         "output": output,
     }
+    for side in sides:
+        result[side]["conversations_per_second"] = round(count / result[side]["seconds"])
     return result, ratio >= TIMES and quality.at_least_as_good(output["ours"], output["usual"])
+
+
+def middle(found: list[dict[str, float]]) -> dict[str, float]:
+    """The median of every number of several turns."""
+    return rounded({name: statistics.median(one[name] for one in found) for name in found[0]})
 
 
 def fill_memory(file: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
@@ -184,6 +202,7 @@ def main() -> int:
     parser.add_argument("--file", type=Path, required=True, help="a real ShareGPT dump")
     parser.add_argument("--tokenizer", type=Path, required=True, help="LLaMA's tokenizer.model")
     parser.add_argument("--conversations", type=int, default=17_000, help="how many both pipelines get (default 17000)")
+    parser.add_argument("--turns", type=int, default=3, help="how often each of them prepares them (default 3)")
     parser.add_argument("--scale", type=int, default=90_000, help="conversations of the large file (default 90000)")
     parser.add_argument("--only", choices=("compare", "memory"), help="one of the two measurements")
     parser.add_argument("--folder", type=Path, help="where the files go for a while (default: the system's)")
@@ -194,7 +213,7 @@ def main() -> int:
         folder = Path(name)
         make_base(args.tokenizer, folder / "base")
         if args.only != "memory":
-            found, is_good = compare(args.file, args.tokenizer, folder, args.conversations)
+            found, is_good = compare(args.file, args.tokenizer, folder, args.conversations, args.turns)
             result, good = result | found, good and is_good
         if args.only != "compare":
             found, is_good = fill_memory(args.file, folder, args.scale)

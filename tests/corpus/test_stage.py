@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from recipe import console, provenance
+from recipe import console, corpus, provenance
+from recipe.config import Base, Config
 from recipe.conversations import identity
 from recipe.conversations.formats import Message
 from recipe.conversations.templates import render
-from recipe.conversations.tokens import IGNORED, encode
+from recipe.conversations.tokens import IGNORED, encode, encoders
 from tests.corpus.records import samples, sharegpt
 
 
@@ -191,6 +192,26 @@ def test_an_export_is_a_source_like_any_other(command, source, tmp_path, layout:
     assert command("--source", exported / "train.json", "--set", "corpus.val_fraction=0.0") == 0
     again = samples(tmp_path / "out", "train")
     assert [(line["id"], line["messages"]) for line in again] == [(line["id"], line["messages"]) for line in first]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "llama"])
+def test_the_tokenizer_is_that_of_training(tiny_base, assets, tmp_path, kind: str) -> None:
+    from transformers import AutoTokenizer, LlamaTokenizerFast
+
+    folder = tiny_base
+    if kind == "llama":
+        model, folder = assets / "tokenizers" / "llama2_tokenizer.model", tmp_path
+        LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True).save_pretrained(folder)
+    mine, theirs = (
+        encoders(tokenizer)
+        for tokenizer in (
+            corpus.load_tokenizer(Config(base=Base(path=str(folder)))),
+            AutoTokenizer.from_pretrained(folder),
+        )
+    )
+    assert (mine.bos, mine.eos) == (theirs.bos, theirs.eos)
+    for one, other in ((mine.leading, theirs.leading), (mine.inner, theirs.inner)):
+        assert json.loads(one.to_str()) == json.loads(other.to_str())
 
 
 def test_help_is_instant_and_needs_no_torch() -> None:
