@@ -50,7 +50,9 @@ def markdown(found: dict[str, Any]) -> str:
         rows.append(["the same: peak memory", f"{one['peak_memory_gb']} GB"])
     if "ours" in found.get("corpus", {}):
         one, rate = found["corpus"], "conversations_per_second"
-        speed = f"{one['ours'][rate]:,} a second, {one['ratio']} times the usual pipeline's {one['usual'][rate]:,}"
+        low, high = one["from_to"]
+        times = f"{one['ratio']} times ({low} to {high}) the usual pipeline's {one['usual'][rate]:,}"
+        speed = f"{one['ours'][rate]:,} a second, {times}"
         rows.append([f"preparing {one['conversations']:,} ShareGPT conversations", speed])
         rows.append(["the same: peak memory", f"{one['ours']['peak_memory_gb']} GB"])
     if rows:
