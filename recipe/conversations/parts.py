@@ -4,6 +4,7 @@ What a part holds follows from the sources alone, never from the number of proce
 corpus on any machine, and a part that is finished stays finished when the work is interrupted.
 """
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,9 +116,40 @@ def divide(sources: Iterable[Source], made: Sequence[Conversation] = ()) -> Iter
 
 
 def get_ready() -> None:
-    """Start, in the background, the process that will fork the others; half a second for whoever has time now."""
+    """Start the process that will fork the others: it takes half a second, in which this one can do something else.
+
+    Ctrl-C is this process's to handle: that one is born deaf to it, or it would print a traceback while it starts.
+    """
     forkserver.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that end the work wait until the block is left: a process that gets half of its job prints a traceback.
+
+    Only the main thread can be interrupted, and only it may set handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for caught in came[:1]:
+            signal.raise_signal(caught)
 
 
 def prepare(
@@ -157,7 +189,8 @@ def _in_order(pool: ProcessPoolExecutor, parts: Iterable[Part], ahead: int) -> I
     """(part without its records, conversations in it) in order, at most `ahead` of them under way."""
     waiting: deque[tuple[Part, Future[int]]] = deque()
     for part in parts:
-        waiting.append((replace(part, records=[]), pool.submit(_finish, part)))
+        with _uninterrupted():  # this may start a process
+            waiting.append((replace(part, records=[]), pool.submit(_finish, part)))
         if len(waiting) >= ahead:
             done, count = waiting.popleft()
             yield done, count.result()

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import signal
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,16 @@ def test_parts_follow_the_sources_borders(small, sources) -> None:
         mine = [part for part in found if part.source == source]
         assert [part.first for part in mine] == [0, *itertools.accumulate(len(part.records) for part in mine)][:-1]
         assert mine[-1].ends == source.path.stat().st_size - 1
+
+
+def test_ctrl_c_reaches_this_process_alone_and_not_while_it_starts_another() -> None:
+    parts.get_ready()
+    status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    done = False
+    with pytest.raises(KeyboardInterrupt), parts._uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done = True
+    assert done
