@@ -148,7 +148,8 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
 def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, sent, code: int) -> None:
     """Killed alone, or with Ctrl-C, which reaches all of a terminal's processes."""
     raw = tmp_path / "raw.json"
-    raw.write_text(json.dumps([sharegpt(number, pairs=20, length=600) for number in range(900)]))  # 21 MB
+    many = [sharegpt(number, pairs=20, length=600) for number in range(2500)]  # 58 MB: there is time to stop it
+    raw.write_text(json.dumps(many))
     command = [sys.executable, "-m", "recipe.corpus", "--source", raw, "--tokenizer", base, "--output"]
     out, root = tmp_path / "out", Path(__file__).parents[2]
     process = subprocess.Popen(
@@ -157,9 +158,10 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob(".out.parts/*/*.index"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be stopped"
     (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
     said = process.communicate(timeout=60)[1]  # when the last process has ended, too
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert "Traceback" not in said
     assert ("the same command goes on" in said) == (sent == signal.SIGINT)
     assert not out.exists()
