@@ -9,10 +9,11 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# A shell's background job is born deaf to Ctrl-C, and so would be the programs that the tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from recipe.config import Base, Config, Corpus, Evaluate, Lora, Train
+
+# A shell's background job is born deaf to Ctrl-C, and so would be the programs that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
