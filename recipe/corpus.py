@@ -14,7 +14,7 @@ from typing import Any
 from recipe import assembly, console, provenance, sources
 from recipe import config as configs
 from recipe.config import Config
-from recipe.conversations import export, formats, identity, overview, page, parts, templates
+from recipe.conversations import export, formats, helpers, identity, overview, page, parts, templates
 from recipe.conversations.messages import Message
 from recipe.conversations.parts import Job, Part
 from recipe.conversations.templates import Piece
@@ -41,7 +41,7 @@ def run(config: Config) -> dict[str, Any]:
     for source in sources.sources_of(config):
         formats.check(source.path, source.layout)
     if config.corpus.processes != 1:
-        parts.get_ready()
+        helpers.get_ready()
     tokenizer = load_tokenizer(config)
     work = parts_folder(folder, provenance.digest([settings, inputs, provenance.code_sha256()]))
     try:

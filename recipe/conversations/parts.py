@@ -4,23 +4,18 @@ What a part holds follows from the sources alone, never from the number of proce
 corpus on any machine, and a part that is finished stays finished when the work is interrupted.
 """
 
-import contextlib
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from recipe.conversations import formats
+from recipe.conversations import formats, helpers
 from recipe.conversations.accounting import Account, Drop, account
 from recipe.conversations.counting import TokenCounter
 from recipe.conversations.filters import Rules
@@ -32,7 +27,6 @@ from recipe.conversations.tokens import Encoders
 from recipe.errors import RecipeError
 
 PART_BYTES, PART_RECORDS = 2 << 20, 2000
-METHOD = "forkserver"  # a fork of this process would inherit its threads' locks
 AHEAD = 2  # parts read for each process before it asks; what bounds memory
 
 
@@ -115,43 +109,6 @@ def divide(sources: Iterable[Source], made: Sequence[Conversation] = ()) -> Iter
             yield replace(part, ends=ends)
 
 
-def get_ready() -> None:
-    """Start the process that will fork the others: it takes half a second, in which this one can do something else.
-
-    Ctrl-C is this process's to handle: that one is born deaf to it, or it would print a traceback while it starts.
-    """
-    forkserver.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # which unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Signals that end the work wait until the block is left: a process that gets half of its job prints a traceback.
-
-    Only the main thread can be interrupted, and only it may set handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for caught in came[:1]:
-            signal.raise_signal(caught)
-
-
 def prepare(
     parts: Iterable[Part], folder: Path, job: Job, processes: int, tell: Callable[[Part, int], object]
 ) -> Iterator[int]:
@@ -170,8 +127,7 @@ def prepare(
             tell(part, worker.finish(part))
             yield part.number
         return
-    get_ready()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context(METHOD), _begin, (job, folder)) as pool:
+    with ProcessPoolExecutor(processes, helpers.context(), _begin, (job, folder)) as pool:
         try:
             for part, count in _in_order(pool, parts, AHEAD * processes):
                 tell(part, count)
@@ -189,7 +145,7 @@ def _in_order(pool: ProcessPoolExecutor, parts: Iterable[Part], ahead: int) -> I
     """(part without its records, conversations in it) in order, at most `ahead` of them under way."""
     waiting: deque[tuple[Part, Future[int]]] = deque()
     for part in parts:
-        with _uninterrupted():  # this may start a process
+        with helpers.uninterrupted():  # this may start a process
             waiting.append((replace(part, records=[]), pool.submit(_finish, part)))
         if len(waiting) >= ahead:
             done, count = waiting.popleft()
@@ -230,16 +186,9 @@ _worker: _Worker  # of this process
 
 def _begin(job: Job, folder: Path) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    helpers.follow_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, as many processes as cores
     _worker = _Worker(job, folder)
-
-
-def _end_with(parent: Any) -> None:
-    """A parent that is killed cannot end its processes, which would wait for work for ever and keep their memory."""
-    parent.join()
-    os._exit(1)
 
 
 def _finish(part: Part) -> int:

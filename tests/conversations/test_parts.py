@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.conversations import parts
+from recipe.conversations import helpers, parts
 from recipe.conversations.filters import Rules
 from recipe.conversations.parts import Job, Source
 from recipe.conversations.tokens import encoders
@@ -80,13 +80,13 @@ def test_parts_follow_the_sources_borders(small, sources) -> None:
 
 
 def test_ctrl_c_reaches_this_process_alone_and_not_while_it_starts_another() -> None:
-    parts.get_ready()
+    helpers.get_ready()
     status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
     blocked = next(line for line in status.splitlines() if line.startswith("SigBlk"))
     assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     done = False
-    with pytest.raises(KeyboardInterrupt), parts._uninterrupted():
+    with pytest.raises(KeyboardInterrupt), helpers.uninterrupted():
         signal.raise_signal(signal.SIGINT)
         done = True
     assert done
