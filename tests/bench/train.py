@@ -122,7 +122,7 @@ def usual(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
             "labels": column(-100, [each["labels"] for each in samples]),
         }
 
-    batch = 2 if way == "grouped" and length <= 512 else 1  # a batch of one pads nothing: best for long ones
+    batch = batch_of(way, length)
     arguments = TrainingArguments(
         **common(folder, -(-len(rows) // batch), batch),
         group_by_length=way == "grouped",
@@ -190,16 +190,36 @@ def matmul_rate(torch: Any) -> float:
     return 2 * 512 * 576 * 1536 / best / 1e9
 
 
-def flop_per_token(base: Path, rows: Rows) -> float:
-    """What any way must compute: frozen layers twice, lm_head twice at trained tokens, causal attention 3.5 times."""
+def flop(way: str, base: Path, rows: Rows, length: int) -> float:
+    """What a way computes in a turn: frozen layers and lm_head forward and backward, and attention's products of S x S.
+
+    Ours is what any way must: layers at real tokens, lm_head at trained ones, half of each S x S, as it is causal. Of
+    `grouped` it is the least: real batches pair lengths that are less alike.
+    """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     weights = layers * hidden * (2 * hidden + 2 * narrow + 3 * config["intermediate_size"])
-    sizes = [len(row["input_ids"]) for row in rows]
-    trained = sum(label != -100 for row in rows for label in row["labels"][1:]) / sum(sizes)
-    attention = 3.5 * 2 * hidden * layers * sum(size * size for size in sizes) / sum(sizes)
-    return 4 * weights + 4 * trained * config["vocab_size"] * hidden + attention
+    sizes = sorted((len(row["input_ids"]) for row in rows), reverse=True)
+    widths = sizes  # of each conversation as it is computed
+    if way == "usual":
+        widths = [length] * len(rows)
+    elif way == "trl":
+        widths = [length] * -(-sum(sizes) // length)
+    elif way == "grouped":
+        batch = batch_of(way, length)
+        widths = [sizes[number - number % batch] for number in range(len(sizes))]
+    again = 2 if way == "usual" else 0  # each layer runs forward once more before its backward
+    logits, products = sum(widths), 2 * (6 + again)
+    if way not in OTHERS:  # two products forward, five backward, which forms the scores again
+        logits, products = sum(label != -100 for row in rows for label in row["labels"][1:]), 7
+    attention = products * hidden * layers * sum(width * width for width in widths)
+    return (4 + again) * weights * sum(widths) + 4 * logits * config["vocab_size"] * hidden + attention
+
+
+def batch_of(way: str, length: int) -> int:
+    """Conversations of a batch: for long ones, one, which pads nothing, is best."""
+    return 2 if way == "grouped" and length <= 512 else 1
 
 
 class Way:
@@ -253,8 +273,11 @@ def measure(args: argparse.Namespace, rows: Rows, file: Path) -> dict[str, list[
     return turns
 
 
-def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, flop: float) -> dict[str, Any]:
-    """Medians of each way's turns, and how many times it is as fast as the usual way beside it."""
+def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, work: dict[str, float]) -> dict[str, Any]:
+    """Medians of each way's turns, and how many times it is as fast as the usual way beside it.
+
+    work: by way, `flop` of a turn.
+    """
     tokens = sum(len(row["input_ids"]) for row in rows)
     trained = sum(label != -100 for row in rows for label in row["labels"][1:])
     out: dict[str, Any] = {}
@@ -265,8 +288,9 @@ def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, flop: float) -> 
             "from_to": [round(min(speeds), 1), round(max(speeds), 1)],
             "trained_per_second": round(statistics.median(trained / one["seconds"] for one in each), 1),
             "share_of_matmul": round(
-                statistics.median(s * flop / one["gflops"] / 1e9 for s, one in zip(speeds, each, strict=True)), 3
+                statistics.median(work["ours"] / one["seconds"] / one["gflops"] / 1e9 for one in each), 3
             ),
+            "times_work": round(work[way] / work["ours"], 2),
             "peak_mb": round(max(one["peak_mb"] for one in each)),
             "loss": round(each[-1]["loss"], 4),
         }
@@ -298,15 +322,16 @@ def main() -> int:
         file.write_text(json.dumps(rows), encoding="utf-8")
         turns = measure(args, rows, file)
     sizes = [len(row["input_ids"]) for row in rows]
-    flop = flop_per_token(args.base, rows)
+    work = {way: flop(way, args.base, rows, args.length) for way in {"ours", *args.ways}}
     head = {
         "length": args.length,
         "conversations": len(rows),
         "tokens": sum(sizes),
         "mean_length": sum(sizes) // len(sizes),
     }
-    head |= {"mflop_per_token": round(flop / 1e6), "repeats": args.repeats, "load": round(os.getloadavg()[0], 1)}
-    print(json.dumps(head | {"ways": summary(turns, rows, flop)}))
+    head |= {"mflop_per_token": round(work["ours"] / sum(sizes) / 1e6), "repeats": args.repeats}
+    head["load"] = round(os.getloadavg()[0], 1)
+    print(json.dumps(head | {"ways": summary(turns, rows, work)}))
     return 0
 
 
