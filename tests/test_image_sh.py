@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOOLS = ("bash", "awk", "basename", "cut", "cat", "date", "dirname", "git", "gzip", "head", "id", "mkdir", "mv", "rm")
 TOOLS += ("sed", "sha256sum", "tee")
-# Answers as an engine that works and has the image; DAEMON=down: not even `info`; IMAGE_THERE=no: no such image.
+# Answers as an engine that works and has the image; DAEMON=down: not even `info`; IMAGE_THERE=no: no such image;
+# IN_USE=yes: a container keeps it from being removed.
 ENGINE = """#!/bin/bash
 printf '%s\\n' "$(basename "$0") $*" >>"$CALLS"
 case $1-${2:-} in
   info-*) [ "${DAEMON:-up}" = up ] || [ "$(basename "$0")" != docker ] ;;
-  image-inspect) [ "${IMAGE_THERE:-yes}" = yes ] && echo sha256:0 ;;
+  image-inspect) [ "${IMAGE_THERE:-yes}" = yes ] && case $* in *Size*) echo 5000000 ;; *) echo sha256:0 ;; esac ;;
+  image-rm) [ "${IN_USE:-no}" = no ] ;;
   save-*) [ "${SAVES:-yes}" = yes ] && echo layers ;;
 esac
 """
@@ -99,6 +101,17 @@ def test_save_leaves_a_tarball_and_its_hash_or_nothing(checkout):
     file, checksum = sorted((checkout / "dist").iterdir())
     assert subprocess.run(["gzip", "-dc", file], capture_output=True, check=True).stdout == b"layers\n"
     subprocess.run(["sha256sum", "--check", "--quiet", checksum.name], cwd=checkout / "dist", check=True)
+
+
+@pytest.mark.parametrize("in_use", ["no", "yes"])
+def test_verify_builds_again_from_nothing_also_beside_a_container_that_uses_the_image(checkout, in_use):
+    engine(checkout, "podman")
+    done, last = run(checkout, "verify", IN_USE=in_use)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("same digest twice: sha256:0\n")
+    builds = [call for call in (checkout / "calls").read_text().splitlines() if call.startswith("podman build ")]
+    assert len(builds) == 2 and "--no-cache" in builds[1] and "--no-cache" not in builds[0]
+    assert ("still uses vicuna-p100, so it stays" in done.stderr) == (in_use == "yes")
 
 
 def test_the_root_image_is_the_first_of_the_pins_by_digest_or_the_one_that_is_named(checkout):
