@@ -49,16 +49,33 @@ def lengths(rows: "Dataset") -> list[int]:
     return [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
 
 
-def collate(samples: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """One pack: `input_ids`, `position_ids`, `labels`, each [1, tokens] int64, and `lengths`, a list of ints.
+def shared_start(rows: "Dataset") -> int:
+    """How many tokens, the same ones, all rows begin with, none of them predicting a trained one: the system prompt."""
+    table = rows.with_format("numpy")
+    first = shared = None
+    for ids, labels in zip(table["input_ids"], table["labels"], strict=True):
+        before_loss = max(0, int((labels != IGNORED).argmax()) - 1)
+        first = ids if first is None else first
+        shared = before_loss if shared is None else min(shared, before_loss)
+        same = ids[:shared] == first[:shared]
+        shared = shared if same.all() else int(same.argmin())
+    return shared or 0
+
+
+def collate(samples: list[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:
+    """One pack: `input_ids`, `position_ids`, `labels`, each [1, tokens] int64, `lengths`, a list of ints, and `shared`.
 
     Positions restart with every conversation, and the first token of each is no target: the one before is another's.
+    The first `shared` tokens of all are the same (`shared_start`), so only the first conversation brings them.
     """
+    starts = [0] + [shared] * (len(samples) - 1)
+    cut = list(zip(samples, starts, strict=True))
     return {
-        "input_ids": _row(sample["input_ids"] for sample in samples),
-        "position_ids": _row(range(len(sample["input_ids"])) for sample in samples),
-        "labels": _row([IGNORED, *sample["labels"][1:]] for sample in samples),
+        "input_ids": _row(sample["input_ids"][start:] for sample, start in cut),
+        "position_ids": _row(range(start, len(sample["input_ids"])) for sample, start in cut),
+        "labels": _row([IGNORED, *sample["labels"][start + 1 :]] for sample, start in cut),
         "lengths": [len(sample["input_ids"]) for sample in samples],
+        "shared": shared,
     }
 
 
@@ -68,5 +85,6 @@ def _row(parts: Iterable[Iterable[int]]) -> torch.Tensor:
 
 def batches(rows: "Dataset", budget: int) -> Iterator[dict[str, Any]]:
     """All rows in packs of at most `budget` tokens. Which share one never changes a sum."""
-    for chosen in pack(lengths(rows), budget, seed=0):
-        yield collate([rows[row] for row in chosen])
+    shared = shared_start(rows)
+    for chosen in pack(lengths(rows), budget, seed=0, shared=shared):
+        yield collate([rows[row] for row in chosen], shared)

@@ -235,6 +235,7 @@ def trained_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tenso
             attention_mask=torch.empty(1, 1, 1, 1, device=where),  # unread; its shape keeps transformers from S x S
             use_cache=False,
             lengths=batch["lengths"],
+            shared=batch["shared"],
         ).last_hidden_state
         return chunked_nll(hidden[0, keep], llama.lm_head.weight, targets[keep]), len(keep)
 

@@ -178,7 +178,7 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
     return {
         "steps": loop.state.global_step,
         "packs": len(loop.packs),
-        "packs_filled": fill(loop.packs, sizes, loop.budget),
+        "packs_filled": fill(loop.packs, sizes, loop.budget, loop.shared),
         "samples": len(rows),
         "tokens": sum(sizes),
         "trained_tokens": int(sum((sample[1:] != -100).sum() for sample in labels)),
@@ -196,7 +196,14 @@ def preview(config: Config) -> dict[str, Any]:
     (inputs, _), settings, train = inputs_of(config), settings_of(config), config.train
     tokenizer = model.load_tokenizer(Path(config.base.path))
     rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
-    packs = schedule(data.lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation)
+    packs = schedule(
+        data.lengths(rows),
+        train.micro_batch_tokens,
+        train.seed,
+        train.epochs,
+        train.accumulation,
+        data.shared_start(rows),
+    )
     return {
         "run": str(folder_of(config, settings, inputs)),
         "samples": len(rows),

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from recipe import console, provenance
 from recipe.config import Train
 from recipe.conversations.packing import schedule
-from recipe.data import batches, collate, lengths
+from recipe.data import batches, collate, lengths, shared_start
 from recipe.errors import RecipeError
 from recipe.model import causal_lm, check_adapter, held_out_nll, trained_nll
 from recipe.pascal.recompute import recompute_first
@@ -28,10 +29,11 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 class LoraTrainer(Trainer):
     """Trainer with the loss normalised over the trained tokens of the whole optimizer step."""
 
-    def __init__(self, *args: Any, packs: list[list[int]], budget: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, packs: list[list[int]], budget: int, shared: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.packs = packs  # of the whole run, in order
         self.budget = budget  # tokens of a pack
+        self.shared = shared  # tokens that all conversations begin with
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
         self.tokens = 0  # fed since this process began
 
@@ -49,7 +51,7 @@ class LoraTrainer(Trainer):
     ) -> torch.Tensor:
         """The pack's share of the step's mean loss: summed nats over the step's number of trained tokens."""
         nll, count = trained_nll(model, inputs)
-        self.tokens += inputs["input_ids"].numel()
+        self.tokens += sum(inputs["lengths"])
         return nll / (num_items_in_batch or count)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -103,12 +105,14 @@ def make(
 ) -> LoraTrainer:
     """The Trainer of one run, its callbacks in place and the first `recomputed` layers recomputing."""
     recompute_first(causal_lm(model).model.layers, recomputed)
+    shared = shared_start(rows)
     trainer = LoraTrainer(
         model=model,
         args=arguments(train, folder / "checkpoints", on_card),
-        data_collator=collate,
-        packs=schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation),
+        data_collator=partial(collate, shared=shared),
+        packs=schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation, shared),
         budget=train.micro_batch_tokens,
+        shared=shared,
         train_dataset=rows,
         eval_dataset=val_rows,
     )

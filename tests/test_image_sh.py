@@ -106,7 +106,7 @@ def test_save_leaves_a_tarball_and_its_hash_or_nothing(checkout):
 @pytest.mark.parametrize("in_use", ["no", "yes"])
 def test_verify_builds_again_from_nothing_also_beside_a_container_that_uses_the_image(checkout, in_use):
     engine(checkout, "podman")
-    done, last = run(checkout, "verify", IN_USE=in_use)
+    done, _ = run(checkout, "verify", IN_USE=in_use)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("same digest twice: sha256:0\n")
     builds = [call for call in (checkout / "calls").read_text().splitlines() if call.startswith("podman build ")]

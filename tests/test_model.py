@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
 
 from recipe import data, model
@@ -18,9 +19,20 @@ LORA = Lora(rank=4, alpha=8, dropout=0.0, target_modules=("q_proj", "down_proj")
 
 
 @pytest.fixture
-def batch(tiny_base, tiny_corpus):
+def rows(tiny_base, tiny_corpus):
     rows = data.encode_file(tiny_corpus / "train.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
-    return data.collate([rows[0], rows[1], rows[2]])
+    return rows.select(range(3))
+
+
+@pytest.fixture
+def batch(rows):
+    return data.collate(list(rows))
+
+
+@pytest.fixture(params=["each-whole", "prompt-once"])
+def packed(request, rows):
+    """The same conversations, the system prompt in each or in the first only."""
+    return data.collate(list(rows), data.shared_start(rows) if request.param == "prompt-once" else 0)
 
 
 @pytest.fixture
@@ -46,36 +58,47 @@ def test_int8_replaces_the_decoders_linear_layers_and_stays_close(tiny_base, bat
     assert 0 < error < 0.03
 
 
-def alone(batch):
-    """The pack's conversations, each as a pack of its own."""
-    parts = {name: value.split(batch["lengths"], dim=1) for name, value in batch.items() if name != "lengths"}
-    return [
-        {name: part[number] for name, part in parts.items()} | {"lengths": [length]}
-        for number, length in enumerate(batch["lengths"])
-    ]
+def nll_of(reference, row):
+    """transformers' own loss of one conversation, summed."""
+    logits, targets = reference(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1], row["labels"][1:]
+    return F.cross_entropy(logits, torch.tensor(targets), ignore_index=-100, reduction="sum")
 
 
-def test_a_pack_is_its_conversations_side_by_side(batch):
-    ids, positions, labels = (batch[name] for name in ("input_ids", "position_ids", "labels"))
-    assert ids.shape == positions.shape == labels.shape == (1, sum(batch["lengths"])) and len(batch["lengths"]) == 3
-    for part in alone(batch):
-        assert part["position_ids"].tolist() == [list(range(part["lengths"][0]))]
-        assert part["input_ids"][0, 0] == 1, "each begins with its own BOS"
-        assert part["labels"][0, 0] == -100 and (part["labels"] != -100).any()
+def test_a_pack_is_its_conversations_side_by_side(rows, packed):
+    ids, positions, labels = (packed[name][0].tolist() for name in ("input_ids", "position_ids", "labels"))
+    assert packed["lengths"] == data.lengths(rows) and len(packed["lengths"]) == 3
+    beginning, at = ids[: packed["shared"]], 0
+    for number, row in enumerate(rows):
+        start = packed["shared"] if number else 0
+        place = slice(at, at + len(row["input_ids"]) - start)
+        assert beginning[:start] + ids[place] == row["input_ids"] and row["input_ids"][0] == 1
+        assert positions[place] == list(range(start, len(row["input_ids"])))
+        assert labels[place][0] == -100 and labels[place][1:] == row["labels"][start + 1 :]
+        at = place.stop
+    assert len(ids) == len(positions) == len(labels) == at
 
 
-def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, batch, reference):
+def test_the_shared_beginning_is_the_system_prompt_and_never_predicts_a_trained_token(rows, tiny_base):
+    shared = data.shared_start(rows)
+    text = model.load_tokenizer(tiny_base).decode(rows[0]["input_ids"][:shared])
+    assert text.startswith("<s> A chat between a curious user and an artificial") and "USER:" in text
+    one = rows.select([0])
+    trained = next(place for place, label in enumerate(one[0]["labels"]) if label != -100)
+    assert data.shared_start(one) == trained - 1
+    bare = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}] * 2)
+    assert data.shared_start(bare) == 0
+    apart = Dataset.from_list([{"input_ids": [1, 2, x, 9, 9], "labels": [-100] * 4 + [9]} for x in (3, 3, 4)])
+    assert data.shared_start(apart) == 2
+
+
+def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, rows, packed, reference):
     """Against transformers itself with eager attention and whole logits, one conversation at a time."""
-    nll, count = model.trained_nll(model.load(tiny_base, "fp32", CPU), batch)
-    expected = torch.zeros(())
-    for part in alone(batch):
-        logits, targets = reference(input_ids=part["input_ids"]).logits[0, :-1], part["labels"][0, 1:]
-        expected = expected + F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-    torch.testing.assert_close(nll, expected)
-    assert count == (batch["labels"] != -100).sum() and count < sum(batch["lengths"])
+    nll, count = model.trained_nll(model.load(tiny_base, "fp32", CPU), packed)
+    torch.testing.assert_close(nll, sum((nll_of(reference, row) for row in rows), torch.zeros(())))
+    assert count == sum(label != -100 for row in rows for label in row["labels"]) < sum(packed["lengths"])
 
 
-def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, batch, reference):
+def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, rows, packed, reference):
     """Packing, attention, loss and recomputation at once change nothing: LoRA on every kind of layer, fp32."""
     from peft import LoraConfig, get_peft_model
 
@@ -92,16 +115,15 @@ def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, b
             parameter.normal_(std=0.1)
             theirs_by_name[name].copy_(parameter)
     recompute_first(model.causal_lm(ours).model.layers, 1)
-    model.trained_nll(ours, batch)[0].backward()
-    for part in alone(batch):
-        logits, targets = theirs(input_ids=part["input_ids"]).logits[0, :-1], part["labels"][0, 1:]
-        F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").backward()
+    model.trained_nll(ours, packed)[0].backward()
+    for row in rows:
+        nll_of(theirs, row).backward()
     assert len(ours_by_name) == 2 * 4 * 2
     for name, parameter in ours_by_name.items():
         torch.testing.assert_close(parameter.grad, theirs_by_name[name].grad, rtol=1e-4, atol=1e-5)
 
 
-def test_training_takes_only_calls_that_torch_2_0_can_send_to_its_sm_60_kernel(tiny_base, batch, monkeypatch):
+def test_training_takes_only_calls_that_torch_2_0_can_send_to_its_sm_60_kernel(tiny_base, packed, monkeypatch):
     """No mask, no dropout, no scale, whatever transformers, peft and recomputation do on the way."""
     calls, real = [], F.scaled_dot_product_attention
 
@@ -112,7 +134,7 @@ def test_training_takes_only_calls_that_torch_2_0_can_send_to_its_sm_60_kernel(t
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     lora = Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj"))
     tuned = model.add_adapter(model.load(tiny_base, "int8", CPU), lora, seed=0).train()
-    model.trained_nll(tuned, batch)[0].backward()
+    model.trained_nll(tuned, packed)[0].backward()
     assert calls == [(3, {"is_causal": True})] * 2 * 3, "two layers, three conversations"
 
 

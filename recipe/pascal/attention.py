@@ -3,8 +3,9 @@
 torch 2.0.1 has memory-efficient kernels for sm_60, forward and backward, but takes them only for a call with no mask,
 no dropout and no scale of its own; anything else falls back to the S x S matrices. So a pack is cut at its borders and
 each conversation gets one plain causal call, which also is all the work there is: nothing across borders is computed
-and thrown away. A CPU, for which torch has no such kernel, takes a long one in blocks. Needs torch alone; whoever loads
-the model registers `packed_attention` with transformers.
+and thrown away. What all of a pack begin with, the system prompt, stands in it once and is put before each one's own
+tokens for that call only. A CPU, for which torch has no such kernel, takes a long one in blocks. Needs torch alone;
+whoever loads the model registers `packed_attention` with transformers.
 """
 
 import math
@@ -28,15 +29,18 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     lengths: Sequence[int] | None = None,
+    shared: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function as transformers' `ALL_ATTENTION_FUNCTIONS` expects it.
 
     query [rows, heads, q, d], key and value [rows, kv_heads, k, d], rotated already -> ([rows, q, heads, d], None).
-    With `lengths` (plain ints, so that no layer waits for the card) q = k = sum(lengths) is a pack of that many
-    conversations, each of which sees its own past only; `attention_mask` says nothing that they do not, and is not
-    read. Without, this is a prompt or a step of generation and an additive mask [rows, 1, q, >= k], if there is one,
-    holds. Raises ValueError where lengths and q disagree, or where dropout would force the S x S path on training.
+    With `lengths` (plain ints, so that no layer waits for the card) q = k is a pack of that many conversations, each of
+    which sees its own past only; `attention_mask` says nothing that they do not, and is not read. All begin with the
+    pack's first `shared` tokens, fewer than any length, which are there once: q = sum(lengths) less `shared` for
+    each but the first. Without lengths, this is a prompt or a step of generation and an additive mask
+    [rows, 1, q, >= k], if there is one, holds. Raises ValueError where lengths and q disagree, or where dropout would
+    force the S x S path on training.
     """
     query = prescaled(query, scaling)
     if lengths is None:
@@ -46,15 +50,24 @@ def packed_attention(
         raise ValueError(
             f"attention dropout is {dropout}, expected 0: with it torch leaves its memory-efficient kernel"
         )
-    if not query.shape[2] == key.shape[2] == sum(lengths):
+    own = [length - shared for length in lengths]
+    if not query.shape[2] == key.shape[2] == shared + sum(own):
         raise ValueError(
-            f"a pack of lengths {list(lengths)} ({sum(lengths)} tokens) met {query.shape[2]} queries and "
-            f"{key.shape[2]} keys, expected as many; packs are not for generation"
+            f"a pack of lengths {list(lengths)} that share {shared} tokens ({shared + sum(own)} in all) met "
+            f"{query.shape[2]} queries and {key.shape[2]} keys, expected as many; packs are not for generation"
         )
+    conversations = zip(*(_conversations(tensor, shared, own) for tensor in (query, key, value)), strict=True)
+    outputs = [causal(*states).transpose(1, 2) for states in conversations]
+    return torch.cat([outputs[0], *(output[:, shared:] for output in outputs[1:])], dim=1), None
+
+
+def _conversations(states: torch.Tensor, shared: int, own: list[int]) -> list[torch.Tensor]:
+    """A pack's [rows, heads, n, d] as one tensor a conversation, the shared beginning before each."""
     # split, not slices: its backward is one concatenation, that of n slices is n gradients of full length
-    parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [causal(q, k, v).transpose(1, 2) for q, k, v in parts]
-    return torch.cat(outputs, dim=1), None
+    if not shared or len(own) == 1:
+        return list(states.split([shared + own[0], *own[1:]], dim=2))
+    beginning, *rest = states.split([shared, *own], dim=2)
+    return [torch.cat([beginning, part], dim=2) for part in rest]
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,10 @@ def packing() -> dict[str, Any]:
     for length in (512, 1024, 2048):
         rows = data.encode_file(corpus(length) / "train.jsonl", model.load_tokenizer(base()), "vicuna_v1.1")
         sizes = data.lengths(rows)
-        full = {budget: fill(pack(sizes, budget, seed=0), sizes, budget) for budget in (length, 2048)}
+        start = data.shared_start(rows)
+        full = {
+            budget: fill(pack(sizes, budget, seed=0, shared=start), sizes, budget, start) for budget in (length, 2048)
+        }
         padded = sum(sizes) / (length * len(sizes))
         out[str(length)] = {"own": round(full[length], 4), "full": round(full[2048], 4), "padded": round(padded, 4)}
     return out

@@ -19,6 +19,7 @@ SHORT = {
 }
 LEVERS = {
     "no-packing": "packing (one conversation a pass)",
+    "no-shared-prompt": "the system prompt once a pack (each conversation's own instead)",
     "no-blocks": "attention in blocks (S x S instead)",
     "no-chunked-loss": "the chunked loss at trained tokens (all logits instead)",
     "no-lean-layers": "lean norms, MLPs and rotations (transformers' own instead)",

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 OTHERS = ("usual", "grouped", "trl")
-LEVERS = ("no-packing", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
+LEVERS = ("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
 WAYS = ("ours", "int8", *OTHERS, *LEVERS)
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 Rows = list[dict[str, list[int]]]
@@ -51,7 +51,6 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
 
     from recipe import data, model, trainer
     from recipe.config import Lora, Train
-    from recipe.conversations.packing import pack
     from recipe.pascal import attention
 
     def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
@@ -66,16 +65,28 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
         trainer.trained_nll = all_logits
     if way == "no-lean-layers":
         model.slim = lambda *modules: None
-    # what is longer than the budget is a pack of its own; short ones share a larger pass, within the usual way's memory
-    budget = 1 if way == "no-packing" else max(length, 768)
+    if way == "no-shared-prompt":
+        data.shared_start = trainer.shared_start = lambda rows: 0
     table = Dataset.from_list(rows)
     loaded = model.load(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
-    packs = len(pack(data.lengths(table), budget, seed=0))
+    budget, packs, _ = packed(way, table, length)
     settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
     recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
     tuned = model.add_adapter(loaded, lora, seed=0)
     return trainer.make(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
+
+
+def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
+    """(tokens of this recipe's packs, their number, tokens that all conversations begin with).
+
+    What is longer than a pack is one of its own; short ones share larger ones, within the usual way's memory.
+    """
+    from recipe import data
+    from recipe.conversations.packing import pack
+
+    budget, shared = 1 if way == "no-packing" else max(length, 1024), data.shared_start(table)
+    return budget, len(pack(data.lengths(table), budget, seed=0, shared=shared)), shared
 
 
 def common(folder: Path, steps: int, batch: int) -> dict[str, Any]:
@@ -193,10 +204,13 @@ def matmul_rate(torch: Any) -> float:
 def flop(way: str, base: Path, rows: Rows, length: int) -> float:
     """What a way computes in a turn: frozen layers and lm_head forward and backward, and attention's products of S x S.
 
-    Ours is what any way must: layers at real tokens, lm_head at trained ones, half of each S x S, as it is causal (the
-    blocks on its diagonal, not counted, are one or two per cent more). Of `grouped` it is the least: real batches pair
-    lengths that are less alike. The other ways' sums are within 0.3 % of what torch's profiler counts.
+    Ours is what any way must: layers at real tokens, those of the system prompt once a pack, lm_head at trained ones,
+    half of each S x S, as it is causal (the blocks on its diagonal, not counted, are one or two per cent more). Of
+    `grouped` it is the least: real batches pair lengths that are less alike. The other ways' sums are within 0.3 % of
+    what torch's profiler counts.
     """
+    from datasets import Dataset
+
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -211,11 +225,14 @@ def flop(way: str, base: Path, rows: Rows, length: int) -> float:
         batch = batch_of(way, length)
         widths = [sizes[number - number % batch] for number in range(len(sizes))]
     again = 2 if way == "usual" else 0  # each layer runs forward once more before its backward
-    logits, products = sum(widths), 2 * (6 + again)
+    tokens = logits = sum(widths)
+    products = 2 * (6 + again)
     if way not in OTHERS:  # two products forward, five backward, which forms the scores again
+        _, packs, shared = packed(way, Dataset.from_list(rows), length)
+        tokens -= shared * (len(rows) - packs)
         logits, products = sum(label != -100 for row in rows for label in row["labels"][1:]), 7
     attention = products * hidden * layers * sum(width * width for width in widths)
-    return (4 + again) * weights * sum(widths) + 4 * logits * config["vocab_size"] * hidden + attention
+    return (4 + again) * weights * tokens + 4 * logits * config["vocab_size"] * hidden + attention
 
 
 def batch_of(way: str, length: int) -> int:

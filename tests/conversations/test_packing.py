@@ -23,6 +23,20 @@ def test_every_conversation_once_and_no_pack_over_budget(lengths, budget, seed, 
     assert packs == pack(lengths, budget, seed, epoch)
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 30), st.integers(1, 200))
+def test_what_all_begin_with_is_charged_once_and_a_third_of_it_for_every_further_one(own, shared, budget):
+    packs = pack([shared + each for each in own], budget, seed=3, shared=shared)
+    assert sorted(index for chosen in packs for index in chosen) == list(range(len(own)))
+    for chosen in packs:
+        charged = shared + sum(own[index] for index in chosen) + (len(chosen) - 1) * -(-shared // 3)
+        assert len(chosen) == 1 or charged <= budget
+    assert len(packs) <= len(pack([shared + each for each in own], budget, seed=3))
+    assert fill(packs, [shared + each for each in own], 1000, shared) == pytest.approx(
+        (sum(own) + shared * len(packs) + (len(own) - len(packs)) * -(-shared // 3)) / 1000 / len(packs)
+    )
+
+
 @settings(deadline=None, max_examples=100)
 @given(LENGTHS, st.integers(1, 50))
 def test_the_tightest_fit_is_taken(lengths, budget):

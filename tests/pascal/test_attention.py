@@ -85,6 +85,26 @@ def test_outputs_and_gradients_equal_eagers(kv_heads, scaling):
     torch.testing.assert_close(our_grads, expected_grads, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("lengths", [[5, 4, 9, 6], [300, 270]], ids=["short", "in-blocks"])
+def test_a_shared_beginning_is_seen_by_all_and_computed_once(lengths):
+    """Against eager attention over the same tokens with the beginning written out before each conversation."""
+    shared = 3
+    inputs = states(6, 2, sum(lengths) - shared * (len(lengths) - 1))
+    ours, _ = packed_attention(Module(3), *inputs, None, lengths=lengths, shared=shared)
+    probe = torch.randn_like(ours)
+    our_grads = torch.autograd.grad((ours * probe).sum(), inputs)
+
+    own = torch.arange(shared, inputs[0].shape[2]).split([length - shared for length in lengths])
+    places = torch.cat([torch.cat([torch.arange(shared), part]) for part in own])
+    first = torch.tensor([places.tolist().index(place) for place in range(inputs[0].shape[2])])
+    written_out = [tensor[:, :, places] for tensor in inputs]
+    expected, _ = eager_attention_forward(Module(3), *written_out, block_causal(lengths), 16**-0.5)
+    expected_grads = torch.autograd.grad((expected[:, first] * probe).sum(), inputs)
+    assert ours.shape[1] < len(places)
+    torch.testing.assert_close(ours, expected[:, first], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(our_grads, expected_grads, rtol=1e-5, atol=5e-6)
+
+
 def test_a_conversation_never_sees_another():
     inputs = states(4, 4, sum(LENGTHS))
     ours, _ = packed_attention(Module(1), *inputs, None, lengths=LENGTHS)
@@ -112,8 +132,9 @@ def test_dropout_and_a_pack_of_another_length_are_refused():
     inputs = states(2, 2, 7)
     with pytest.raises(ValueError, match=r"attention dropout is 0\.1, expected 0"):
         packed_attention(Module(1), *inputs, None, dropout=0.1, lengths=[7])
-    with pytest.raises(ValueError, match=r"8 tokens\) met 7 queries and 7 keys"):
-        packed_attention(Module(1), *inputs, None, lengths=[3, 5])
+    for lengths, shared, tokens in (([3, 5], 0, 8), ([3, 5], 2, 6)):
+        with pytest.raises(ValueError, match=rf"share {shared} tokens \({tokens} in all\) met 7 queries and 7 keys"):
+            packed_attention(Module(1), *inputs, None, lengths=lengths, shared=shared)
     with pytest.raises(ValueError, match="need a mask"):
         packed_attention(Module(1), inputs[0][:, :, -3:], *inputs[1:], None)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
+from recipe.conversations.packing import pack
 from recipe.model import ATTENTION, trained_nll
 from recipe.pascal import memory
 from recipe.pascal.attention import packed_attention
@@ -76,8 +77,12 @@ def autocast(wanted: Step):
     return torch.autocast("cpu", torch.bfloat16) if wanted.half else contextlib.nullcontext()
 
 
-def decoder_layer(shape: Shape, wanted: Step):
-    """(layer, its loss as a function): one LlamaDecoderLayer between others, so its input has a gradient."""
+def decoder_layer(shape: Shape, wanted: Step, lengths=None, shared=0):
+    """(layer, its loss as a function): one LlamaDecoderLayer between others, so its input has a gradient.
+
+    The pack is `wanted`'s conversations, or those of `lengths` with a shared beginning.
+    """
+    lengths = lengths or [wanted.length] * wanted.conversations
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
     config = llama_config(shape)
@@ -85,12 +90,10 @@ def decoder_layer(shape: Shape, wanted: Step):
         layer = LlamaDecoderLayer(config, 0)
     layer = freeze(layer.to_empty(device=CPU).apply(_fill), wanted)
     dtype = torch.bfloat16 if wanted.half else torch.float32
-    hidden = torch.randn(1, wanted.tokens, shape.hidden_size, dtype=dtype).requires_grad_()
-    positions = torch.arange(wanted.length).repeat(wanted.conversations)[None]
-    given = {
-        "position_embeddings": LlamaRotaryEmbedding(config)(hidden, positions),
-        "lengths": [wanted.length] * wanted.conversations,
-    }
+    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, length) for length in lengths)])[None]
+    hidden = torch.randn(1, positions.numel(), shape.hidden_size, dtype=dtype).requires_grad_()
+    embedded = LlamaRotaryEmbedding(config)(hidden, positions)
+    given = {"position_embeddings": embedded, "lengths": lengths, "shared": shared}
 
     def loss() -> torch.Tensor:
         with autocast(wanted):
@@ -106,9 +109,9 @@ def _fill(module: nn.Module) -> None:
         parameter.data.fill_(0.01)
 
 
-def measured(shape: Shape, wanted: Step) -> tuple[int, int]:
+def measured(shape: Shape, wanted: Step, lengths=None, shared=0) -> tuple[int, int]:
     """(kept for backward, peak of forward and backward) of one layer, in bytes."""
-    layer, loss = decoder_layer(shape, wanted)
+    layer, loss = decoder_layer(shape, wanted, lengths, shared)
     kept = memory.kept_bytes(loss, layer)
     for parameter in layer.parameters():
         if parameter.requires_grad:
@@ -131,6 +134,23 @@ def test_one_layer_keeps_and_takes_what_the_arithmetic_says(shape, conversations
     kept, peak = measured(shape, wanted)
     assert memory.layer_kept(shape, wanted) == pytest.approx(kept, rel=0.05)
     assert memory.layer_kept(shape, wanted) + memory.layer_work(shape, wanted) == pytest.approx(peak, rel=0.10)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_full_pack_with_a_shared_beginning_takes_no_more_than_one_long_conversation(half):
+    """The beginning is most of each: the copies that attention keeps of it are what `packing.saved` leaves charged."""
+    shared, length, budget = 200, 260, 1024
+    packs = pack([length] * 100, budget, seed=0, shared=shared)
+    lengths = [length] * len(packs[0])
+    assert len(lengths) == 7 > budget // length
+    wanted = step(1, budget, dropout=False, half=half)
+    kept, peak = measured(PLAIN, wanted, lengths, shared)
+    assert kept <= memory.layer_kept(PLAIN, wanted)
+    assert peak <= memory.layer_kept(PLAIN, wanted) + memory.layer_work(PLAIN, wanted)
+    # on a card attention keeps its output, too: four of what is a query's size
+    on_card = step(1, budget, half=True, on_card=True)
+    copied = 4 * 2 * LLAMA_7B.hidden_size + 4 * LLAMA_7B.num_attention_heads
+    assert copied <= memory.layer_kept(LLAMA_7B, on_card) / budget / 3
 
 
 @pytest.mark.slow
