@@ -223,6 +223,7 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     work = f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epoch{'s' * (time['epochs'] != 1)}"
     out.append(f"{work}: {time['steps']:,} optimizer steps if every pack were full")
     out.append(f"{work}: at least {_span(time['hours'])} hours, were all time matmuls")
+    out.append("both are less where all conversations begin with one system prompt: a pack computes it once")
     return out
 
 

@@ -178,6 +178,7 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
     return {
         "steps": loop.state.global_step,
         "packs": len(loop.packs),
+        "shared_tokens": loop.shared,
         "packs_filled": fill(loop.packs, sizes, loop.budget, loop.shared),
         "samples": len(rows),
         "tokens": sum(sizes),

@@ -127,6 +127,20 @@ def test_attention_over_a_long_conversation_makes_no_square(device, dtype):
     assert memory.peak_bytes(work, device) < heads * length**2 * 2
 
 
+def test_a_shared_beginning_gives_what_each_with_its_own_gives(device, dtype):
+    shared, lengths = 31, [90, 400, 32]
+    whole = [torch.randn(1, 4, sum(lengths), 64, dtype=dtype, device=device) for _ in range(3)]
+    parts = [list(tensor.split(lengths, dim=2)) for tensor in whole]
+    for tensors in parts:
+        for part in tensors[1:]:
+            part[:, :, :shared] = tensors[0][:, :, :shared]
+    once = [torch.cat([each[0], *(part[:, :, shared:] for part in each[1:])], dim=2) for each in parts]
+    expected, _ = packed_attention(None, *whole, None, scaling=64**-0.5, lengths=lengths)
+    own = [part[:, shared * (number > 0) :] for number, part in enumerate(expected.split(lengths, dim=1))]
+    packed, _ = packed_attention(None, *once, None, scaling=64**-0.5, lengths=lengths, shared=shared)
+    torch.testing.assert_close(packed, torch.cat(own, dim=1), atol=5e-3, rtol=5e-3)
+
+
 def test_a_pack_is_its_conversations(device, dtype):
     lengths = [200, 1, 77]
     q, k, v = (torch.randn(1, 4, sum(lengths), 64, dtype=dtype, device=device) for _ in range(3))
