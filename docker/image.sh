@@ -5,6 +5,9 @@ cd "$(dirname "$0")/.."
 
 IMAGE=${IMAGE:-vicuna-p100}
 TITLE=vicuna-p100 # the label that every stage of docker/Dockerfile carries
+# The day of torch 2.0.1 instead of now, so that the same inputs give the same digest. A commit's time would not do: a
+# layer from the cache keeps the time of the commit that it was built at.
+EPOCH=1683504000
 
 say() { echo "$*" >&2; }
 die() { say "error: $1"; exit "${2:-1}"; }
@@ -39,21 +42,22 @@ image_id() { "$engine" image inspect --format '{{.Id}}' "$IMAGE"; }
 
 # build [engine's own flags]
 build() {
-  local root root_digest epoch args
+  local root root_digest args
   root=$(root_image)
   "$engine" image inspect "$root" >/dev/null 2>&1 || "$engine" pull "$root" >&2 ||
     die "cannot pull the root image $root: name one that your registry has, as in make image ROOT_IMAGE=<name>"
   root_digest=$(digest_of_root "$root")
   say "root image: $root"
   case $root in *@sha256:*) ;; *) say "its digest: ${root_digest:-none, the image was made here} (as ROOT_IMAGE=NAME@DIGEST it is pinned)" ;; esac
-  epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0) # the commit's time instead of now: same inputs, same digest
-  args=(--build-arg "ROOT_IMAGE=$root" --build-arg "ROOT_DIGEST=$root_digest" --build-arg "REVISION=$(revision)"
-    --build-arg "LOCK_SHA256=$(sha256sum docker/requirements.lock | cut -d' ' -f1)")
+  # Labels from here and not from the Dockerfile: podman's cache takes LABEL "$REVISION" for the same whatever its value.
+  args=(--build-arg "ROOT_IMAGE=$root" --label "org.opencontainers.image.base.name=$root"
+    --label "org.opencontainers.image.base.digest=$root_digest" --label "org.opencontainers.image.revision=$(revision)"
+    --label "vicuna-p100.lock.sha256=$(sha256sum docker/requirements.lock | cut -d' ' -f1)")
   if [ "$engine" = docker ]; then
     export DOCKER_BUILDKIT=1
-    args+=(--build-arg "SOURCE_DATE_EPOCH=$epoch")
+    args+=(--build-arg "SOURCE_DATE_EPOCH=$EPOCH")
   else
-    args+=(--timestamp "$epoch")
+    args+=(--timestamp "$EPOCH")
   fi
   local ca=${PIP_CERT:-${SSL_CERT_FILE:-}} conf=${PIP_CONFIG_FILE:-/etc/pip.conf}
   if [ -f "$ca" ]; then args+=(--secret "id=ca,src=$ca"); fi
@@ -71,7 +75,7 @@ verify() {
   if "$engine" image rm "$IMAGE" >/dev/null 2>&1; then
     "$engine" image prune --force --filter "label=org.opencontainers.image.title=$TITLE" >/dev/null # left-over stages: 5 GB
   else
-    say "a container still uses $IMAGE, so it stays while it is built again: that needs 6 GB of disk more"
+    say "a container still uses $IMAGE, so both lie on the disk while it is built again"
   fi
   build --no-cache
   second=$(image_id)

@@ -59,6 +59,19 @@ def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_a_build_from_the_cache_is_labelled_by_its_own_checkout(image, checkout):
+    """podman takes a LABEL in a Dockerfile from its cache whatever the build arguments in it are."""
+    again, revision = (
+        type(image)("localhost/vicuna-p100:again"),
+        '{{index .Labels "org.opencontainers.image.revision"}}',
+    )
+    done = build(checkout, IMAGE=again.name, GIT_DIR="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert again.inspect(revision) == "unknown", "there is no history to be found"
+    assert image.inspect(revision) != "unknown"
+    subprocess.run(["podman", "image", "rm", again.name], check=True, stdout=subprocess.DEVNULL)
+
+
 def errors(done: subprocess.CompletedProcess) -> list[str]:
     """What the build itself says; its instructions are echoed too, and quote the sentence."""
     return [line for line in done.stderr.splitlines() if re.match(r"error: ", line)]
