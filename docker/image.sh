@@ -67,15 +67,15 @@ build() {
 }
 
 # The image of this tree, built again from nothing. The first one makes room before that, unless a container still has it
-# (a crashed one may, and engines forget to free those); the second build takes nothing of it either way.
+# (engines forget to free a crashed one); the second build takes nothing of it either way.
 verify() {
   local first second
   build
   first=$(image_id)
-  if "$engine" image rm "$IMAGE" >/dev/null 2>&1; then
+  if "$engine" image rm "$IMAGE" >/dev/null; then
     "$engine" image prune --force --filter "label=org.opencontainers.image.title=$TITLE" >/dev/null # left-over stages: 5 GB
   else
-    say "a container still uses $IMAGE, so both lie on the disk while it is built again"
+    say "$IMAGE could not be removed, so both lie on the disk while it is built again"
   fi
   build --no-cache
   second=$(image_id)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recipe import console
+from recipe.config import Train
 from recipe.conversations.formats import Message
-from recipe.conversations.packing import pack
+from recipe.conversations.packing import pack, saved, schedule
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import encode
 from recipe.errors import RecipeError
@@ -50,16 +51,25 @@ def lengths(rows: "Dataset") -> list[int]:
 
 
 def shared_start(rows: "Dataset") -> int:
-    """How many tokens, the same ones, all rows begin with, none of them predicting a trained one: the system prompt."""
-    table = rows.with_format("numpy")
-    first = shared = None
-    for ids, labels in zip(table["input_ids"], table["labels"], strict=True):
-        before_loss = max(0, int((labels != IGNORED).argmax()) - 1)
-        first = ids if first is None else first
-        shared = before_loss if shared is None else min(shared, before_loss)
-        same = ids[:shared] == first[:shared]
-        shared = shared if same.all() else int(same.argmin())
-    return shared or 0
+    """How many tokens, the same ones, all rows begin with, none of them predicting a trained one: the system prompt.
+
+    0 where so few that sharing them saves nothing.
+    """
+    first, shared = None, 0
+    for batch in rows.with_format("numpy").iter(1000):
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            before_loss = max(0, int((labels != IGNORED).argmax()) - 1)
+            first, shared = (ids, before_loss) if first is None else (first, min(shared, before_loss))
+            same = ids[:shared] == first[:shared]
+            shared = shared if same.all() else int(same.argmin())
+            if not saved(shared):
+                return 0
+    return shared
+
+
+def packs_of(rows: "Dataset", train: Train, shared: int) -> list[list[int]]:
+    """The packs of the whole run, in order."""
+    return schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation, shared)
 
 
 def collate(samples: list[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:

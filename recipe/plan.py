@@ -212,6 +212,7 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     out.append(
         f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow:.0f} to {fast:.0f} tokens/s"
     )
+    out.append("a system prompt that all begin with counts here for each conversation; a pack computes it once")
     if speed := time.get("fp16_sums_tokens_per_second"):
         out.append(
             f"with fp16 sums at the data sheet's {FP16_SUMS_TFLOPS} TFLOP/s: at most {speed:.0f}, not yet measured"
@@ -223,7 +224,6 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     work = f"{time['tokens']:,} tokens ({time['corpus']}) x {time['epochs']:g} epoch{'s' * (time['epochs'] != 1)}"
     out.append(f"{work}: {time['steps']:,} optimizer steps if every pack were full")
     out.append(f"{work}: at least {_span(time['hours'])} hours, were all time matmuls")
-    out.append("both are less where all conversations begin with one system prompt: a pack computes it once")
     return out
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recipe import card, console, provenance, sizing
 from recipe import config as configs
 from recipe.config import Config
-from recipe.conversations.packing import fill, schedule
+from recipe.conversations.packing import fill
 from recipe.errors import UnfitError
 
 if TYPE_CHECKING:
@@ -46,13 +46,15 @@ def run(config: Config) -> dict[str, Any]:
     rows = data.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
     val_rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
 
+    checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
+    if checkpoint:
+        trainer.check_packs(checkpoint, data.packs_of(rows, config.train, data.shared_start(rows)))
     recomputed = recomputed_layers(config, where)
     console.say(f"load {base} as {config.base.precision} on {where}")
     tuned = model.add_adapter(model.load(base, config.base.precision, where, copy), config.lora, config.train.seed)
     loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
     if config.train.accumulate == "fp16":
         matmul.choose(tuned, folder, config.train.micro_batch_tokens, where)
-    checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
     if checkpoint:
         console.say(f"go on from {checkpoint}")
     interruption = trainer.Interruption()
@@ -197,14 +199,7 @@ def preview(config: Config) -> dict[str, Any]:
     (inputs, _), settings, train = inputs_of(config), settings_of(config), config.train
     tokenizer = model.load_tokenizer(Path(config.base.path))
     rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
-    packs = schedule(
-        data.lengths(rows),
-        train.micro_batch_tokens,
-        train.seed,
-        train.epochs,
-        train.accumulation,
-        data.shared_start(rows),
-    )
+    packs = data.packs_of(rows, train, data.shared_start(rows))
     return {
         "run": str(folder_of(config, settings, inputs)),
         "samples": len(rows),

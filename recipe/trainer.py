@@ -17,8 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from recipe import console, provenance
 from recipe.config import Train
-from recipe.conversations.packing import schedule
-from recipe.data import batches, collate, lengths, shared_start
+from recipe.data import batches, collate, packs_of, shared_start
 from recipe.errors import RecipeError
 from recipe.model import causal_lm, check_adapter, held_out_nll, trained_nll
 from recipe.pascal.recompute import recompute_first
@@ -35,7 +34,7 @@ class LoraTrainer(Trainer):
         self.budget = budget  # tokens of a pack
         self.shared = shared  # tokens that all conversations begin with
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
-        self.tokens = 0  # fed since this process began
+        self.tokens = 0  # of the conversations since this process began, what they share counted for each
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run as one pass over its packs, so that resuming is skipping and nothing else.
@@ -110,7 +109,7 @@ def make(
         model=model,
         args=arguments(train, folder / "checkpoints", on_card),
         data_collator=partial(collate, shared=shared),
-        packs=schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation, shared),
+        packs=packs_of(rows, train, shared),
         budget=train.micro_batch_tokens,
         shared=shared,
         train_dataset=rows,
@@ -120,7 +119,7 @@ def make(
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(trainer, folder / "metrics.jsonl", train.epochs))
-    trainer.add_callback(SealCheckpoint())
+    trainer.add_callback(SealCheckpoint(trainer.packs))
     return trainer
 
 
@@ -172,10 +171,13 @@ def _step(line: str) -> float:
 class SealCheckpoint(TrainerCallback):
     """Check the adapter in a checkpoint and give it a manifest: without one it counts as half-written."""
 
+    def __init__(self, packs: list[list[int]]) -> None:
+        self.inputs = {"packs": provenance.digest(packs)}
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         check_adapter(folder, trained=False)
-        provenance.write_manifest(folder, "checkpoint", {}, {}, {"step": state.global_step})
+        provenance.write_manifest(folder, "checkpoint", {}, self.inputs, {"step": state.global_step})
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -193,6 +195,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def check_packs(checkpoint: Path, packs: list[list[int]]) -> None:
+    """Raises RecipeError where another version of this code packed otherwise: a run goes on by skipping packs."""
+    if provenance.read_manifest(checkpoint)["inputs"] != {"packs": provenance.digest(packs)}:
+        raise RecipeError(
+            f"{checkpoint} was made over other packs than this version of the recipe makes, or does not say over "
+            "which, so going on would train on some conversations twice and on others never: go on with the version "
+            f"that began the run, or remove {checkpoint.parent} to start it over"
+        )
 
 
 class Interruption(TrainerCallback):

@@ -116,6 +116,18 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_run, tmp_
     assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
 
 
+def test_a_checkpoint_of_other_packs_is_not_gone_on_from(tiny_run, monkeypatch):
+    """As an update of this code in the middle of a run may make them."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 3)
+        train.run(tiny_run)
+    monkeypatch.setattr(trainer, "shared_start", lambda rows: 0)
+    monkeypatch.setattr(data, "shared_start", lambda rows: 0)
+    with pytest.raises(RecipeError, match=r"checkpoint-2 was made over other packs"):
+        train.run(tiny_run)
+    assert (latest(tiny_run) / "checkpoints" / "checkpoint-2").is_dir()
+
+
 def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-7").mkdir(parents=True)

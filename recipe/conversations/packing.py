@@ -17,9 +17,9 @@ from collections.abc import Sequence
 def saved(shared: int) -> int:
     """Tokens of the budget that a conversation does not need where `shared` of its own stand in the pack already.
 
-    They are computed once a pack, but attention keeps a copy of them for each conversation: its queries, keys, values
-    and outputs are at most a third of a layer's activations, so a third of them stays charged and a pack that is full
-    keeps no more memory than one long conversation (tests/pascal/test_memory.py).
+    They are computed once a pack, but attention keeps a copy of them for each conversation. Its queries, keys, values
+    and outputs are at most a third of an adapted layer's activations on a card, so a third of the tokens stays charged:
+    a full pack keeps no more memory than one long conversation (tests/pascal/test_memory.py).
     """
     return shared - math.ceil(shared / 3)
 

@@ -101,6 +101,8 @@ def ablation(part: dict[str, Any]) -> str:
     whole = part["ways"]["ours"]
     rows = [["nothing", f"{whole['tokens_per_second']:.0f}", "1.00", f"{whole['peak_mb'] / 1000:.1f} GB"]]
     for way, name in LEVERS.items():
+        if way not in part["ways"]:
+            continue
         one = part["ways"][way]
         rows.append(
             [name, f"{one['tokens_per_second']:.0f}", f"{one['times_ours']:.2f}", f"{one['peak_mb'] / 1000:.1f} GB"]

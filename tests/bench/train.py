@@ -54,7 +54,7 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     from recipe.pascal import attention
 
     def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths")}
+        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "shared")}
         logits = tuned(**given, attention_mask=torch.empty(1, 1, 1, 1), use_cache=False).logits[0, :-1]
         targets = batch["labels"][0, 1:]
         return F.cross_entropy(logits, targets, reduction="sum"), int((targets != model.IGNORED).sum())
@@ -204,10 +204,10 @@ def matmul_rate(torch: Any) -> float:
 def flop(way: str, base: Path, rows: Rows, length: int) -> float:
     """What a way computes in a turn: frozen layers and lm_head forward and backward, and attention's products of S x S.
 
-    Ours is what any way must: layers at real tokens, those of the system prompt once a pack, lm_head at trained ones,
-    half of each S x S, as it is causal (the blocks on its diagonal, not counted, are one or two per cent more). Of
-    `grouped` it is the least: real batches pair lengths that are less alike. The other ways' sums are within 0.3 % of
-    what torch's profiler counts.
+    Ours is the least of all ways here: layers at real tokens, those of the system prompt once a pack, lm_head at
+    trained ones, half of each S x S, as it is causal (the blocks on its diagonal, not counted, are one or two per cent
+    more). Of `grouped` it is the least: real batches pair lengths that are less alike. The other ways' sums are within
+    0.3 % of what torch's profiler counts.
     """
     from datasets import Dataset
 
@@ -324,7 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "weights" / "smollm2-135m-instruct")
     parser.add_argument("--corpus", type=Path, help="a prepared corpus")
-    parser.add_argument("--length", type=int, default=512, help="longest conversation, and tokens of a pack")
+    parser.add_argument("--length", type=int, default=512, help="longest conversation, in tokens")
     parser.add_argument("--conversations", type=int, default=8, help="how many of them a turn trains on")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way after the warm-up")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "int8", "usual", "grouped"])

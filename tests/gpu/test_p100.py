@@ -37,7 +37,7 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
         },
     )
     results = corpus.run(config)["results"]
-    epochs = 20 * config.train.micro_batch_tokens / results["tokens"]["train"]
+    epochs = 30 * config.train.micro_batch_tokens / results["tokens"]["train"]
     return dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
 
 
