@@ -66,17 +66,14 @@ build() {
   echo "$IMAGE $(image_id), $(("$("$engine" image inspect --format '{{.Size}}' "$IMAGE")" / 1000000)) MB"
 }
 
-# The image of this tree, built again from nothing. The first one makes room before that, unless a container still has it
-# (engines forget to free a crashed one); the second build takes nothing of it either way.
+# The image of this tree, built again from nothing. What is there goes first, but only to make room: the second build
+# takes nothing of it, and engines refuse where a container has it, sometimes one that they forgot to free.
 verify() {
   local first second
   build
   first=$(image_id)
-  if "$engine" image rm "$IMAGE" >/dev/null; then
-    "$engine" image prune --force --filter "label=org.opencontainers.image.title=$TITLE" >/dev/null # left-over stages: 5 GB
-  else
-    say "$IMAGE could not be removed, so both lie on the disk while it is built again"
-  fi
+  { "$engine" image rm "$IMAGE" && "$engine" image prune --force --filter "label=org.opencontainers.image.title=$TITLE"; } \
+    >/dev/null || say "not all of $IMAGE could be removed, so the disk holds both while it is built again"
   build --no-cache
   second=$(image_id)
   [ "$first" = "$second" ] || die "two builds of the same tree differ: $first and $second; a package of the root image's archive may have changed between them"
