@@ -93,6 +93,7 @@ def training(part: dict[str, Any]) -> str:
         )
     turn = f"{part['conversations']} conversations a turn, {part['mean_length']} tokens on average"
     note = f"{turn}; median of {part['repeats']} turns (lowest to highest)."
+    note += "\nTimes are of turns side by side, two or three ways at a time, so not quite the quotients of the medians."
     note += "\nThe share of the matmul limit counts needed arithmetic; times the column before it, all that a way does."
     return table(head, rows) + f"\n{note}\n"
 
