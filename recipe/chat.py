@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipe import console, provenance
-from recipe.conversations.formats import Message
-from recipe.errors import RecipeError, UsageError
+from recipe.conversations.messages import Message
+from recipe.core.cli import add_run, build_parser, entry, load_run
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import check_inputs, read_manifest
+from recipe.core.text import printable, say, show
 
 STAGE = "chat"
 TEMPLATE = "vicuna_v1.1"  # for a folder that does not say which
@@ -22,11 +25,11 @@ class Chat:
 
     def say(self, text: str, on_text: Any = None) -> str:
         """The answer to `text`, which joins the conversation; where that outgrows the context its oldest turns go."""
-        from recipe import model
+        from recipe.model.generate import generate
 
         turns = [*self.messages, Message("user", text)]
         prompt = self.fit(turns)
-        (reply,) = model.answers(self.model, self.tokenizer, [prompt], self.max_new_tokens, self.temperature, on_text)
+        (reply,) = generate(self.model, self.tokenizer, [prompt], self.max_new_tokens, self.temperature, on_text)
         self.messages = [*turns, Message("assistant", reply)]
         return reply
 
@@ -49,35 +52,36 @@ class Chat:
 
 def from_run(args: Any) -> Chat:
     """Base plus adapter of --run."""
-    from recipe import model
+    from recipe.model.adapter import load_adapter
+    from recipe.model.load import default_device, load_base, load_tokenizer
 
-    config, folder = console.load_run(args)
+    config, folder = load_run(args)
     base = Path(config.base.path)
-    provenance.check_inputs(folder, {"base": base})
-    tokenizer = model.load_tokenizer(base)
-    tuned = model.load_adapter(model.load(base, config.base.precision, model.device()), folder / "adapter")
+    check_inputs(folder, {"base": base})
+    tokenizer = load_tokenizer(base)
+    tuned = load_adapter(load_base(base, config.base.precision, default_device()), folder / "adapter")
     return Chat(tuned, tokenizer, config.corpus.template, args.max_new_tokens, args.temperature)
 
 
 def from_folder(args: Any) -> Chat:
     """A merged or merely converted folder of --model."""
-    from recipe import model
+    from recipe.model.load import default_device, load_base, load_tokenizer
 
     template = TEMPLATE
-    if (args.model / provenance.MANIFEST).is_file():
-        template = provenance.read_manifest(args.model)["config"].get("template", TEMPLATE)
-    loaded = model.load(args.model, args.precision, model.device())
-    return Chat(loaded, model.load_tokenizer(args.model), template, args.max_new_tokens, args.temperature)
+    if (args.model / MANIFEST).is_file():
+        template = read_manifest(args.model)["config"].get("template", TEMPLATE)
+    loaded = load_base(args.model, args.precision, default_device())
+    return Chat(loaded, load_tokenizer(args.model), template, args.max_new_tokens, args.temperature)
 
 
 def loop(chat: Chat) -> None:
     """Ask and answer until the input ends. Ctrl-C ends an answer, Ctrl-D the chat, an empty line is not sent."""
-    console.say("Ctrl-C stops an answer, Ctrl-D ends the chat, /new forgets the conversation.")
+    say("Ctrl-C stops an answer, Ctrl-D ends the chat, /new forgets the conversation.")
     while True:
         try:
             text = input("\nyou> " if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
-            console.say("")
+            say("")
             return
         if text == "/new":
             chat.messages = []
@@ -88,19 +92,17 @@ def loop(chat: Chat) -> None:
 def stream(chat: Chat, text: str) -> None:
     """One answer, printed as it comes; whatever a model writes, it cannot move the terminal's cursor."""
     try:
-        chat.say(text, on_text=lambda piece: print(console.printable(piece), end="", flush=True))
+        chat.say(text, on_text=lambda piece: print(printable(piece, keep="\n\t"), end="", flush=True))
         print()
     except KeyboardInterrupt:
         print(" (stopped)")
     except RecipeError as error:
-        console.say(f"error: {error}")
+        say(f"error: {error}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(
-        STAGE, __doc__ or "", 'python -m recipe.chat --run runs/demo/latest --prompt "Who are you?"'
-    )
-    console.add_run(parser, needed=False)
+    parser = build_parser(STAGE, __doc__ or "", 'python -m recipe.chat --run runs/demo/latest --prompt "Who are you?"')
+    add_run(parser, needed=False)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a merged or converted folder, instead of --run")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this one question and leave")
     parser.add_argument(
@@ -114,21 +116,21 @@ def main(argv: list[str] | None = None) -> int:
     if bool(args.run) == bool(args.model):
         raise UsageError("name either a run (--run runs/demo/latest) or a folder of weights (--model DIR)")
     if args.dry_run:
-        console.show({"run": str(args.run or args.model)}, f"would talk to {args.run or args.model}", args.json)
+        show({"run": str(args.run or args.model)}, f"would talk to {args.run or args.model}", args.json)
         return 0
     from transformers import logging
 
     logging.set_verbosity_error()
-    console.say("loading the model")
+    say("loading the model")
     chat = from_run(args) if args.run else from_folder(args)
     if args.prompt is None:
         loop(chat)
     elif args.json:
-        console.show({"question": args.prompt, "answer": chat.say(args.prompt)}, "", as_json=True)
+        show({"question": args.prompt, "answer": chat.say(args.prompt)}, "", as_json=True)
     else:
         stream(chat, args.prompt)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import config as configs
-from recipe import console, provenance
-from recipe.config import Config
-from recipe.errors import RecipeError
+from recipe.core import config as configs
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
+from recipe.core.errors import RecipeError
+from recipe.core.files import MANIFEST, atomic_folder, check_ours
+from recipe.core.manifest import completed, hash_inputs, write_manifest
+from recipe.core.text import progress, say, show
 
 if TYPE_CHECKING:
     from recipe.checkpoints.source import LazyTensor, Source
@@ -29,18 +32,18 @@ def run(config: Config) -> dict[str, Any]:
     settings = {"dtype": config.base.dtype}
     found = open_source(source)
     tokenizer, shards = check(found, source, config.base.dtype)
-    provenance.check_ours(output)
-    if not (output / provenance.MANIFEST).is_file():
+    check_ours(output)
+    if not (output / MANIFEST).is_file():
         check_disk(output, _bytes(shards, config.base.dtype))  # before the minute that hashing 13 GB takes
-    inputs = provenance.hash_inputs({file.name: file for file in found.files})
-    if manifest := provenance.done(output, STAGE, settings, inputs):
-        console.say(f"{output} is there already: its manifest holds")
+    inputs = hash_inputs({file.name: file for file in found.files})
+    if manifest := completed(output, STAGE, settings, inputs):
+        say(f"{output} is there already: its manifest holds")
         return manifest
     check_disk(output, _bytes(shards, config.base.dtype))
-    with provenance.atomic_folder(output) as partial:
+    with atomic_folder(output) as partial:
         repairs = write(found, tokenizer, shards, config.base.dtype, partial)
         results = {**describe(found, shards, config.base.dtype), "repairs": repairs}
-        return provenance.write_manifest(partial, STAGE, settings, inputs, results)
+        return write_manifest(partial, STAGE, settings, inputs, results)
 
 
 def open_source(path: Path) -> "Source":
@@ -71,12 +74,12 @@ EXPECTED = (
 
 def check(found: "Source", where: Path, dtype: str) -> "tuple[Tokenizer, list[list[LazyTensor]]]":
     """The tokenizer, and the tensors in the model's order cut into shards; all names, shapes and sizes are right."""
-    from recipe.checkpoints import llama, safetensors_out, source
+    from recipe.checkpoints import llama, safetensors, source
 
     expected = llama.expected_shapes(found.config, where)
     source.check_shapes(where, found.tensors, expected)
     tokenizer = found.tokenizer(found.config["vocab_size"])
-    return tokenizer, safetensors_out.plan([found.tensors[name] for name in expected], safetensors_out.DTYPES[dtype])
+    return tokenizer, safetensors.plan([found.tensors[name] for name in expected], safetensors.DTYPES[dtype])
 
 
 def check_disk(output: Path, size: int) -> None:
@@ -94,16 +97,16 @@ def write(
     found: "Source", tokenizer: "Tokenizer", shards: "list[list[LazyTensor]]", dtype: str, folder: Path
 ) -> list[str]:
     """Weights, config, generation config and tokenizer into `folder`; what was repaired, one sentence each."""
-    from recipe.checkpoints import safetensors_out, settings
+    from recipe.checkpoints import hf_config, safetensors
 
-    torch_dtype = safetensors_out.DTYPES[dtype]
-    with console.progress(total=_bytes(shards, dtype), unit="B", unit_scale=True, desc="convert") as bar:
-        safetensors_out.write(folder, shards, torch_dtype, bar.update)
+    torch_dtype = safetensors.DTYPES[dtype]
+    with progress(total=_bytes(shards, dtype), unit="B", unit_scale=True, desc="convert") as bar:
+        safetensors.write(folder, shards, torch_dtype, bar.update)
     tokenizer.save(folder)
-    changed = settings.write(folder, found.config, tokenizer.fast, torch_dtype)
+    changed = hf_config.write(folder, found.config, tokenizer.fast, torch_dtype)
     repairs = [*found.repairs, *tokenizer.repairs, *changed]
     for repair in repairs:
-        console.say(f"repaired: {repair}")
+        say(f"repaired: {repair}")
     return repairs
 
 
@@ -120,9 +123,9 @@ def describe(found: "Source", shards: "list[list[LazyTensor]]", dtype: str) -> d
 
 
 def _bytes(shards: "list[list[LazyTensor]]", dtype: str) -> int:
-    from recipe.checkpoints import safetensors_out
+    from recipe.checkpoints import safetensors
 
-    return sum(safetensors_out.size(shard, safetensors_out.DTYPES[dtype]) for shard in shards)
+    return sum(safetensors.size(shard, safetensors.DTYPES[dtype]) for shard in shards)
 
 
 def _paths(config: Config) -> tuple[Path, Path]:
@@ -141,27 +144,27 @@ def sentence(what: dict[str, Any], dtype: str, output: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(
+    parser = build_parser(
         STAGE, __doc__ or "", "python -m recipe.convert --source weights/raw/llama-7b --output weights/llama-7b"
     )
     parser.add_argument("--source", metavar="DIR", help="raw weights: a folder, or a .gguf file (base.source)")
     parser.add_argument("--output", metavar="DIR", help="where the converted weights go (base.path)")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), help="how they are stored (base.dtype)")
     args = parser.parse_args(argv)
-    config = console.load_config(args, {"base.source": args.source, "base.path": args.output, "base.dtype": args.dtype})
+    config = load_config(args, {"base.source": args.source, "base.path": args.output, "base.dtype": args.dtype})
     source, output = _paths(config)
     if args.dry_run:
         found = open_source(source)
         _, shards = check(found, source, config.base.dtype)
         plan = describe(found, shards, config.base.dtype)
-        console.show(plan, "would convert " + sentence(plan, config.base.dtype, output), args.json)
+        show(plan, "would convert " + sentence(plan, config.base.dtype, output), args.json)
         return 0
     manifest = run(config)
     results = manifest["results"]
     text = "converted " + sentence(results, config.base.dtype, output)
-    console.show(manifest, f"{text}\nnext: python -m recipe.corpus --source FILE... --output data/NAME", args.json)
+    show(manifest, f"{text}\nnext: python -m recipe.corpus --source FILE... --output data/NAME", args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

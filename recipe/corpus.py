@@ -11,15 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipe import assembly, console, provenance, sources
-from recipe import config as configs
-from recipe.config import Config
-from recipe.conversations import export, formats, helpers, identity, overview, page, parts, templates
+from recipe.conversations import identity, templates
+from recipe.conversations.formats import detect, export
 from recipe.conversations.messages import Message
-from recipe.conversations.parts import Job, Part
+from recipe.conversations.pipeline import assembly, resolve, shards, stats, workers
+from recipe.conversations.pipeline.shards import Job, Part
 from recipe.conversations.templates import Piece
 from recipe.conversations.tokens import encoders, visible
-from recipe.errors import RecipeError, UsageError
+from recipe.core import config as configs
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.files import atomic_folder, check_ours, digest
+from recipe.core.manifest import completed, hash_inputs, write_manifest
+from recipe.core.text import printable, progress, say, show
+from recipe.core.versions import code_sha256
+from recipe.reports import corpus_html
+from recipe.reports.corpus import markdown, marked
 
 STAGE = "corpus"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -33,31 +41,31 @@ def run(config: Config) -> dict[str, Any]:
     """
     settings, inputs = identify(config)
     folder = Path(config.corpus.path)
-    if manifest := provenance.done(folder, STAGE, settings, inputs):
-        console.say(f"{folder} is prepared already: its manifest holds")
+    if manifest := completed(folder, STAGE, settings, inputs):
+        say(f"{folder} is prepared already: its manifest holds")
         return manifest
-    provenance.check_ours(folder)
+    check_ours(folder)
     started = time.monotonic()
-    for source in sources.sources_of(config):
-        formats.check(source.path, source.layout)
+    for source in resolve.sources_of(config):
+        detect.check(source.path, source.layout)
     if config.corpus.processes != 1:
-        helpers.get_ready()
+        workers.get_ready()
     tokenizer = load_tokenizer(config)
-    work = parts_folder(folder, provenance.digest([settings, inputs, provenance.code_sha256()]))
+    work = parts_folder(folder, digest([settings, inputs, code_sha256()]))
     try:
         count = prepare(config, work, tokenizer)
-        with provenance.atomic_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             results = assembly.assemble(config, partial, work, count)
             write_reports(partial, results, config, tokenizer)
-            manifest = provenance.write_manifest(partial, STAGE, settings, inputs, results)
+            manifest = write_manifest(partial, STAGE, settings, inputs, results)
     except RecipeError as error:
-        if not isinstance(error, parts.KilledError):  # then the finished parts are worth keeping
+        if not isinstance(error, shards.KilledError):  # then the finished parts are worth keeping
             shutil.rmtree(work.parent)
         raise
     shutil.rmtree(work.parent)
     seconds = time.monotonic() - started
     read = sum(account["conversations"]["read"] for account in results["sources"].values())
-    console.say(f"{read:,} conversations in {seconds:.1f} s: {read / seconds:,.0f} a second")
+    say(f"{read:,} conversations in {seconds:.1f} s: {read / seconds:,.0f} a second")
     return manifest
 
 
@@ -71,14 +79,14 @@ def identify(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
     elif not corpus.identity_organisation:
         raise UsageError("corpus.identity_name is set and identity_organisation is empty: say who made the model")
     templates.get(corpus.template)
-    sources.check(config)
+    resolve.check(config)
     if not (base / TOKENIZER_FILES[0]).is_file():
         raise UsageError(f"{base} has no {TOKENIZER_FILES[0]}: convert the base first (`python -m recipe.convert`)")
     files = {f"source {number}: {Path(source).name}": Path(source) for number, source in enumerate(corpus.sources)}
     files |= {f"prompts {number}": Path(source) for number, source in enumerate(corpus.decontaminate)}
     files |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
     settings = configs.hashed(corpus) | {"decontaminate": len(corpus.decontaminate)}  # by content, not by place
-    return settings, provenance.hash_inputs(files)
+    return settings, hash_inputs(files)
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -103,15 +111,15 @@ def parts_folder(folder: Path, key: str) -> Path:
 
 def prepare(config: Config, work: Path, tokenizer: Any) -> int:
     """Every source in parts, with a progress bar; how many parts there are."""
-    corpus, given = config.corpus, sources.sources_of(config)
+    corpus, given = config.corpus, resolve.sources_of(config)
     made = identity.training(corpus.identity_name, corpus.identity_organisation) if corpus.identity_name else []
-    prompts = [prompt for path in corpus.decontaminate for prompt in sources.prompts_of(Path(path))]
-    rules = sources.rules_of(config, prompts)
+    prompts = [prompt for path in corpus.decontaminate for prompt in resolve.prompts_of(Path(path))]
+    rules = resolve.rules_of(config, prompts)
     job = Job(encoders(tokenizer), corpus.template, corpus.max_length, rules, corpus.seed)
-    sizes = [sources.size(source.path) for source in given]
+    sizes = [resolve.size(source.path) for source in given]
     before = {source.name: sum(sizes[:index]) for index, source in enumerate(given)}
     started, read = time.monotonic(), 0
-    with console.progress(total=sum(sizes), unit="B", unit_scale=True, desc="prepare") as bar:
+    with progress(total=sum(sizes), unit="B", unit_scale=True, desc="prepare") as bar:
 
         def tell(part: Part, count: int) -> None:
             nonlocal read
@@ -120,7 +128,7 @@ def prepare(config: Config, work: Path, tokenizer: Any) -> int:
             bar.update(max(0, min(bar.total, before.get(part.source.name, 0) + part.ends) - bar.n))
 
         processes = corpus.processes or len(os.sched_getaffinity(0))
-        count = sum(1 for _ in parts.prepare(parts.divide(given, made), work, job, processes, tell))
+        count = sum(1 for _ in shards.prepare(shards.divide(given, made), work, job, processes, tell))
         bar.update(bar.total - bar.n)
     return count
 
@@ -128,12 +136,12 @@ def prepare(config: Config, work: Path, tokenizer: Any) -> int:
 def write_reports(folder: Path, results: dict[str, Any], config: Config, tokenizer: Any) -> None:
     """report.md, and report.html with samples."""
     settings = configs.hashed(config.corpus)
-    (folder / "report.md").write_text(overview.markdown(results, settings), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(results, settings), encoding="utf-8")
     shown = {
         title: [(sample["id"], sample["source"], visible(tokenizer, rendered(config, sample))) for sample in samples]
-        for title, samples in overview.notable(folder / "train.jsonl", config.corpus.seed).items()
+        for title, samples in stats.notable(folder / "train.jsonl", config.corpus.seed).items()
     }
-    (folder / "report.html").write_text(page.html(results, settings, shown), encoding="utf-8")
+    (folder / "report.html").write_text(corpus_html.html(results, settings, shown), encoding="utf-8")
 
 
 def rendered(config: Config, sample: dict[str, Any]) -> list[Piece]:
@@ -148,7 +156,7 @@ def show_samples(config: Config, count: int, colour: bool) -> Iterator[str]:
         lines.seek(0)
         for line in itertools.islice(lines, 0, None, max(1, total // count)):
             sample = json.loads(line)
-            yield f"--- {overview.printable(sample['id'])}\n{overview.marked(rendered(config, sample), colour)}\n"
+            yield f"--- {printable(sample['id'])}\n{marked(rendered(config, sample), colour)}\n"
             if (count := count - 1) == 0:
                 return
 
@@ -157,12 +165,12 @@ def export_to(config: Config, layout: str) -> Path:
     """The prepared corpus in another program's layout, as a folder of its own beside it."""
     corpus = prepared(config)
     folder = corpus.with_name(f"{corpus.name}-{layout}")
-    with provenance.atomic_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for part in ("train", "val"):
             with open(partial / f"{part}.json", "w", encoding="utf-8") as file:
                 file.writelines(export.lines(corpus / f"{part}.jsonl", layout))
-        inputs = provenance.hash_inputs({"corpus": corpus})
-        provenance.write_manifest(partial, "export", {"layout": layout}, inputs, {})
+        inputs = hash_inputs({"corpus": corpus})
+        write_manifest(partial, "export", {"layout": layout}, inputs, {})
     return folder
 
 
@@ -189,13 +197,13 @@ def summary(results: dict[str, Any], folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(
+    parser = build_parser(
         STAGE, __doc__ or "", "python -m recipe.corpus --source raw.json --tokenizer models/base --output data/mine"
     )
     add_flags(parser)
     args = parser.parse_args(argv)
     flags = {"corpus.sources": args.source, "corpus.path": args.output, "base.path": args.tokenizer}
-    config = console.load_config(args, flags)
+    config = load_config(args, flags)
     if args.show is not None and args.show < 1:
         raise UsageError(f"--show {args.show}: expected 1 or more")
     if args.show and args.json:
@@ -204,17 +212,17 @@ def main(argv: list[str] | None = None) -> int:
     if not only_look:
         settings, inputs = identify(config)
         if args.dry_run:
-            is_done = provenance.done(Path(config.corpus.path), STAGE, settings, inputs) is not None
+            is_done = completed(Path(config.corpus.path), STAGE, settings, inputs) is not None
             text = f"{config.corpus.path} is prepared already" if is_done else f"would write {config.corpus.path}"
-            console.show({"done": is_done, "inputs": inputs, "config": settings}, text, args.json)
+            show({"done": is_done, "inputs": inputs, "config": settings}, text, args.json)
             return 0
         manifest = run(config)
-        console.show(manifest, summary(manifest["results"], Path(config.corpus.path)), args.json)
+        show(manifest, summary(manifest["results"], Path(config.corpus.path)), args.json)
     if args.show:
         for text in show_samples(config, args.show, sys.stdout.isatty()):
             print(text)
     if args.export:
-        console.say(f"exported to {export_to(config, args.export)}")
+        say(f"exported to {export_to(config, args.export)}")
     return 0
 
 
@@ -230,4 +238,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     os.environ.update(USE_TORCH="0", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")  # a tokenizer needs no torch: 2 s less
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

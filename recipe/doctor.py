@@ -10,13 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import card, console, locks, provenance, sizing
-from recipe.card import MIB, Card, Check
-from recipe.config import Config
-from recipe.errors import RecipeError
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
+from recipe.core.errors import RecipeError
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import read_manifest, verify
+from recipe.core.text import say, show, snippet, table
+from recipe.environment import gpu, locks
+from recipe.environment.gpu import MIB, Card, Check
+from recipe.planning import sizing
 
 if TYPE_CHECKING:
-    from recipe.pascal.memory import Shape
+    from recipe.planning.memory import Shape
 
 PYTHON = (3, 11)
 GLIBC = (2, 28)  # the wheels of the lock are manylinux_2_28
@@ -83,7 +88,7 @@ def torch_cuda() -> Check:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Check("torch", "fail", f"does not import: {console.printable(str(error))}", "`make setup`, or the image")
+        return Check("torch", "fail", f"does not import: {snippet(error)}", "`make setup`, or the image")
     version = torch.version.cuda
     if version is not None and version.startswith("11."):
         return Check("torch", "ok", f"{torch.__version__} with CUDA {version}")
@@ -95,9 +100,9 @@ def device(config: Config | None, shape: "Shape | None") -> Iterator[Check]:
     """What would train: the card as NVML or, failing that, torch sees it; the CPU where there is none."""
     import torch
 
-    found, seen = card.look(), torch.cuda.is_available()
+    found, seen = gpu.look(), torch.cuda.is_available()
     if isinstance(found, Card):
-        yield card.driver(found.driver, locks.read_drivers(locks.DOCKER / "pins.toml"))
+        yield gpu.driver(found.driver, locks.read_drivers(locks.DOCKER / "pins.toml"))
         yield from of_card(found, config, shape)
         if not seen:
             hint = "check CUDA_VISIBLE_DEVICES and, in a container, --gpus all with NVIDIA_DRIVER_CAPABILITIES=compute"
@@ -121,12 +126,12 @@ def of_card(found: Card, config: Config | None, shape: "Shape | None") -> Iterat
     """Its kind, and its memory against what the plan needs."""
     import torch
 
-    yield card.kind(found, torch.cuda.get_arch_list())
+    yield gpu.kind(found, torch.cuda.get_arch_list())
     needed = None
     if config and shape:
         needed = _peak(config, shape, True, found.free - (sizing.CONTEXT_MIB + sizing.MARGIN_MIB) * MIB)
         needed += sizing.CONTEXT_MIB * MIB
-    yield card.memory(found, needed)
+    yield gpu.memory(found, needed)
 
 
 def probes() -> Iterator[Check]:
@@ -141,7 +146,7 @@ def probes() -> Iterator[Check]:
         try:
             result = work(where, dtype)
         except RuntimeError as error:
-            reason = console.printable(str(error)).splitlines()[0]
+            reason = snippet(str(error).partition("\n")[0])
             yield Check(name, "fail", f"does not run on {where}: {reason}", "`make pins` says whether code is missing")
             continue
         found = f"error {result.error:.1e} against fp32 on {where} in {str(dtype).removeprefix('torch.')}"
@@ -164,7 +169,7 @@ def sums(config: Config, shape: "Shape") -> Check:
     try:
         races = probe.gemm(torch.device("cuda"), shapes, tokens)
     except RuntimeError as error:
-        reason = console.printable(str(error)).splitlines()[0]
+        reason = snippet(str(error).partition("\n")[0])
         return Check("fp16 sums", "warn", f"do not run: {reason}", "the run will keep fp32 sums")
     found = "; ".join(map(str, races))
     if any(race.won for race in races):
@@ -174,7 +179,7 @@ def sums(config: Config, shape: "Shape") -> Check:
 
 def _peak(config: Config, shape: "Shape", half: bool, budget: int) -> int:
     """Bytes of the largest step, with as many layers recomputed as the config says or, by itself, `budget` asks for."""
-    from recipe.pascal import memory
+    from recipe.planning import memory
 
     step = sizing.step_of(config, half)
     return memory.estimate(shape, step, sizing.recomputed_layers(config, shape, step, budget)).peak
@@ -195,12 +200,12 @@ def ram(config: Config, shape: "Shape") -> Check:
 
 def disk(config: Config, shape: "Shape") -> Iterator[Check]:
     """Room for what the run will write: converted weights and their quantised copy, checkpoints and the adapter."""
-    from recipe.pascal import memory
+    from recipe.planning import memory
 
     step = sizing.step_of(config)
     base = Path(config.base.path)
     weights = 0
-    if not (base / provenance.MANIFEST).is_file():
+    if not (base / MANIFEST).is_file():
         weights += memory.weight_bytes(shape, sizing.with_precision(step, config.base.dtype))
     if config.base.precision in ("int8", "nf4") and not base.with_name(f"{base.name}-{config.base.precision}").is_dir():
         weights += memory.weight_bytes(shape, step)
@@ -220,14 +225,14 @@ def disk(config: Config, shape: "Shape") -> Iterator[Check]:
 
 def artefact(name: str, path: str, stage: str) -> Check:
     """There, and every file still has its hash."""
-    if not path or not (Path(path) / provenance.MANIFEST).is_file():
+    if not path or not (Path(path) / MANIFEST).is_file():
         return Check(
             name, "fail", f"{path or 'no path'}: not there yet", f"`make {stage}` with the same CONFIG makes it"
         )
     try:
-        files = provenance.read_manifest(Path(path))["outputs"].values()
-        console.say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")
-        problems = provenance.verify(Path(path))
+        files = read_manifest(Path(path))["outputs"].values()
+        say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")
+        problems = verify(Path(path))
     except RecipeError as error:
         problems = [str(error)]
     if problems:
@@ -247,20 +252,20 @@ def verdict(checks: list[Check]) -> str:
 def text(checks: list[Check]) -> str:
     """The report for a person."""
     rows = [["check", "", "found"], *([check.name, check.verdict, check.found] for check in checks)]
-    lines = console.table(rows).splitlines()
+    lines = table(rows).splitlines()
     hints = [f"{check.name}: {check.hint}" for check in checks if check.hint]
     return "\n".join([*lines, "", *hints, verdict(checks)])
 
 
 def main(argv: list[str] | None = None) -> int:
     example = "python -m recipe.doctor --config recipe/configs/vicuna-7b-p100.toml"
-    args = console.parser("doctor", __doc__ or "", example).parse_args(argv)
-    checks = run(console.load_config(args) if args.config else None)
+    args = build_parser("doctor", __doc__ or "", example).parse_args(argv)
+    checks = run(load_config(args) if args.config else None)
     fit = all(check.verdict != "fail" for check in checks)
     result: dict[str, Any] = {"fit": fit, "verdict": verdict(checks), "checks": [vars(check) for check in checks]}
-    console.show(result, text(checks), args.json)
+    show(result, text(checks), args.json)
     return 0 if fit else 3
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

@@ -8,11 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from recipe import config as configs
-from recipe import console, provenance
-from recipe.config import Config
 from recipe.conversations import identity
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
+from recipe.core import config as configs
+from recipe.core.cli import add_run, build_parser, entry, load_run
+from recipe.core.config import Config
+from recipe.core.files import atomic_file
+from recipe.core.manifest import check_inputs, check_intact, hash_inputs
+from recipe.core.text import printable, progress, say, show, table
+from recipe.core.versions import code_sha256, environment
 
 STAGE = "evaluate"
 EVAL, SAMPLES = "eval.json", "samples.md"
@@ -25,17 +29,20 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     Keys: base and tuned (loss in nats per trained token, perplexity, bits_per_byte, tokens), identity (base_hits,
     tuned_hits, total: answers to held-out questions that contain the taught name), answers, provenance.
     """
-    from recipe import data, model
+    from recipe.model.adapter import load_adapter
+    from recipe.model.likelihood import held_out_nll
+    from recipe.model.load import default_device, load_base, load_tokenizer
+    from recipe.training import dataset
 
     proof = proof_of(config, folder)
     if earlier := done(folder, proof):
-        console.say(f"{folder / EVAL} is there already and its inputs are the same")
+        say(f"{folder / EVAL} is there already and its inputs are the same")
         return earlier
     corpus, base = Path(config.corpus.path), Path(config.base.path)
-    tokenizer = model.load_tokenizer(base)
-    rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
+    tokenizer = load_tokenizer(base)
+    rows = dataset.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
     size = answer_bytes(corpus / "val.jsonl")
-    tuned = model.load_adapter(model.load(base, config.base.precision, model.device()), folder / "adapter")
+    tuned = load_adapter(load_base(base, config.base.precision, default_device()), folder / "adapter")
 
     held_out_questions = identity.held_out() if config.corpus.identity_name else ()
     questions = [*config.evaluate.prompts, *held_out_questions]
@@ -43,8 +50,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     answers: dict[str, list[str]] = {}
     for who, adapter in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
         with adapter():
-            console.say(f"{who} model: held-out loss, then {len(questions)} prompts")
-            nll, count = model.held_out_nll(tuned, data.batches(rows, config.train.micro_batch_tokens))
+            say(f"{who} model: held-out loss, then {len(questions)} prompts")
+            nll, count = held_out_nll(tuned, dataset.batches(rows, config.train.micro_batch_tokens))
             result[who] = scores(nll, count, size)
             answers[who] = ask(tuned, tokenizer, config, questions)
     result["answers"] = [
@@ -60,15 +67,15 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 def proof_of(config: Config, folder: Path) -> dict[str, Any]:
     """What the numbers follow from: the run's outputs, base and corpus by hash, what was asked, and with which code."""
     base, corpus = Path(config.base.path), Path(config.corpus.path)
-    provenance.check_intact(folder)
-    provenance.check_inputs(folder, {"base": base, "corpus": corpus})
+    check_intact(folder)
+    check_inputs(folder, {"base": base, "corpus": corpus})
     inputs = {"run": folder, "base": base, "corpus": corpus}
     return {
         "stage": STAGE,
         "config": configs.hashed(config.evaluate),
-        "inputs": provenance.hash_inputs(inputs),
-        "code": provenance.code_sha256(),
-        "environment": provenance.environment(),
+        "inputs": hash_inputs(inputs),
+        "code": code_sha256(),
+        "environment": environment(),
     }
 
 
@@ -84,7 +91,7 @@ def done(folder: Path, proof: dict[str, Any]) -> dict[str, Any] | None:
 
 def answer_bytes(file: Path) -> int:
     """UTF-8 bytes of all assistant texts of a prepared file: a denominator that no tokenizer changes."""
-    from recipe.data import read_samples
+    from recipe.training.dataset import read_samples
 
     texts = (message.content for sample in read_samples(file) for message in sample if message.role == "assistant")
     return sum(len(text.encode()) for text in texts)
@@ -102,13 +109,13 @@ def scores(nll: float, count: int, size: int) -> dict[str, float]:
 
 def ask(tuned: Any, tokenizer: Any, config: Config, questions: Sequence[str]) -> list[str]:
     """The greedy answer to each question, a batch at a time."""
-    from recipe import model
     from recipe.conversations.tokens import prompt_ids
+    from recipe.model.generate import generate
 
     prompts = [prompt_ids(tokenizer, config.corpus.template, [Message("user", question)]) for question in questions]
     out: list[str] = []
-    for start in console.progress(range(0, len(prompts), BATCH), desc="answer the prompts", unit=" batches"):
-        out += model.answers(tuned, tokenizer, prompts[start : start + BATCH], config.evaluate.max_new_tokens)
+    for start in progress(range(0, len(prompts), BATCH), desc="answer the prompts", unit=" batches"):
+        out += generate(tuned, tokenizer, prompts[start : start + BATCH], config.evaluate.max_new_tokens)
     return out
 
 
@@ -120,9 +127,9 @@ def identity_hits(name: str, answers: Sequence[dict[str, str]]) -> dict[str, int
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """samples.md for people, then eval.json, which says that both are there."""
-    with provenance.atomic_file(folder / SAMPLES) as file:
+    with atomic_file(folder / SAMPLES) as file:
         file.write(samples(result))
-    with provenance.atomic_file(folder / EVAL) as file:
+    with atomic_file(folder / EVAL) as file:
         json.dump(result, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
 
@@ -138,31 +145,29 @@ def samples(result: dict[str, Any]) -> str:
     for answer in result["answers"]:
         lines += ["", f"## {answer['question']}"]
         for who in ("base", "tuned"):
-            quoted = "\n".join(f"    {line}" for line in console.printable(answer[who]).splitlines())
+            quoted = "\n".join(f"    {line}" for line in printable(answer[who], keep="\n\t").splitlines())
             lines += ["", f"**{who}**", "", quoted or "    (an empty answer)"]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.evaluate --run runs/demo/latest")
-    console.add_run(parser)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.evaluate --run runs/demo/latest")
+    add_run(parser)
     args = parser.parse_args(argv)
-    config, folder = console.load_run(args)
+    config, folder = load_run(args)
     if args.dry_run:
         proof = proof_of(config, folder)
-        console.show(proof, f"would ask {len(config.evaluate.prompts)} prompts -> {folder / EVAL}", args.json)
+        show(proof, f"would ask {len(config.evaluate.prompts)} prompts -> {folder / EVAL}", args.json)
         return 0
     result = run(config, folder)
     rows = [["", "base", "tuned"]]
     rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
     if found := result.get("identity"):
         rows.append(["identity", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
-    text = (
-        f"{console.table(rows)}\nanswers: {args.run / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
-    )
-    console.show(result, text, args.json)
+    text = f"{table(rows)}\nanswers: {args.run / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
+    show(result, text, args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

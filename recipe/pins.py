@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe import console
-from recipe.audit import Package, audit, listed
-from recipe.locks import DOCKER, Pins, find_site, read_lock, read_pins
+from recipe.core.cli import entry
+from recipe.core.text import printable, show
+from recipe.environment.audit import Package, audit, listed
+from recipe.environment.locks import DOCKER, Pins, find_site, read_lock, read_pins
 
 
 def table(packages: list[Package], pins: Pins, colour: bool) -> str:
@@ -28,7 +29,7 @@ def table(packages: list[Package], pins: Pins, colour: bool) -> str:
     else:
         count = f"{len(packages)} packages, {sum(package.files for package in packages)} files"
         verdict = f"CLEAN: {count} as locked, sm_{pins.required_sm} in every CUDA library that is loaded"
-    lines = [_printable(line) for line in [*lines, "", *_passed_over(packages), *wrong, verdict]]
+    lines = [printable(line) for line in [*lines, "", *_passed_over(packages), *wrong, verdict]]
     if colour:
         lines[1 : len(rows)] = map(_coloured, lines[1 : len(rows)], (not package.problems for package in packages))
         lines[-1] = _coloured(lines[-1], not bad)
@@ -57,11 +58,6 @@ def _passed_over(packages: list[Package]) -> Iterator[str]:
             names = [Path(library.path).name for library in package.libraries if library.standing == standing]
             if names:
                 yield f"{package.name}: {reason}: {', '.join(names)}"
-
-
-def _printable(line: str) -> str:
-    """File names are a stranger's text: no escape sequence of theirs reaches the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _coloured(line: str, good: bool) -> str:
@@ -98,9 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     pins, site = read_pins(args.pins), find_site(args.prefix)
     dev = read_lock(args.dev_lock) if args.dev_lock.is_file() else {}
     packages = audit(site, pins, read_lock(args.lock), dev)
-    console.show(as_json(packages, pins, site), table(packages, pins, colour=sys.stdout.isatty()), args.json)
+    show(as_json(packages, pins, site), table(packages, pins, colour=sys.stdout.isatty()), args.json)
     return 1 if any(package.problems for package in packages) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import console, provenance
-from recipe.advice import advice
-from recipe.config import Config
-from recipe.errors import RecipeError, UnfitError
-from recipe.sizing import (
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
+from recipe.core.errors import RecipeError, UnfitError
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import read_manifest
+from recipe.core.text import show, table
+from recipe.planning.advice import advice
+from recipe.planning.sizing import (
     CARD_MIB,
     CONTEXT_MIB,
     KNOWN,
@@ -30,7 +33,7 @@ from recipe.sizing import (
 )
 
 if TYPE_CHECKING:
-    from recipe.pascal.memory import Shape, Step
+    from recipe.planning.memory import Shape, Step
 
 TFLOPS = (7.9, 8.4)  # a large fp16 torch matmul on a P100-PCIE, as two public benchmarks measured it
 FP16_SUMS_TFLOPS = 18.7  # the data sheet's fp16 rate, which only matmuls that add in fp16 reach
@@ -71,7 +74,7 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
 
 def memory_of(shape: "Shape", step: "Step", recomputed: int) -> dict[str, Any]:
     """In MiB, as the table shows it, and the counts it comes from."""
-    from recipe.pascal import memory
+    from recipe.planning import memory
 
     estimate = memory.estimate(shape, step, recomputed)
     peak = round(estimate.peak / MIB)
@@ -99,14 +102,14 @@ def read_corpus(config: Config, tokens: int | None) -> Corpus:
     path = Path(config.corpus.path)
     if tokens is not None:
         return Corpus(tokens, None, source="--tokens")
-    if not config.corpus.path or not (path / provenance.MANIFEST).is_file():
+    if not config.corpus.path or not (path / MANIFEST).is_file():
         return Corpus(None, None, source=f"{path} is not prepared yet" if config.corpus.path else "no corpus.path")
-    results = provenance.read_manifest(path).get("results", {})
+    results = read_manifest(path).get("results", {})
     try:
         train, trained = results["tokens"]["train"], results["trained_tokens"]["train"]
         return Corpus(train, results["samples"]["train"], trained / train, str(path))
     except (KeyError, TypeError, ZeroDivisionError):
-        raise RecipeError(f"{path}/{provenance.MANIFEST} counts no tokens; prepare the corpus again") from None
+        raise RecipeError(f"{path}/{MANIFEST} counts no tokens; prepare the corpus again") from None
 
 
 def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpus: Corpus) -> dict[str, Any]:
@@ -191,8 +194,8 @@ def memory_lines(plan: dict[str, Any]) -> list[str]:
     enough = "not even all would be enough" if fewest is None else f"{fewest} would be enough"
     if fewest == recomputed:
         enough = "the fewest with which it fits"
-    table = console.table([["memory", "    MiB", "from"], *([name, f"{size:>7,}", how] for name, size, how in rows)])
-    return [*table.splitlines(), f"{recomputed} of {layers} layers recompute, {enough}"]
+    text = table([["memory", "    MiB", "from"], *([name, f"{size:>7,}", how] for name, size, how in rows)])
+    return [*text.splitlines(), f"{recomputed} of {layers} layers recompute, {enough}"]
 
 
 def time_lines(plan: dict[str, Any]) -> list[str]:
@@ -208,7 +211,7 @@ def time_lines(plan: dict[str, Any]) -> list[str]:
     }
     rows = [[name, f"{count / 1e9:15.2f}", how[name]] for name, count in flop.items()]
     rows.append(["sum", f"{sum(flop.values()) / 1e9:15.2f}", ""])
-    out = console.table([["time", "GFLOP per token", "from"], *rows]).splitlines()
+    out = table([["time", "GFLOP per token", "from"], *rows]).splitlines()
     out.append(
         f"at {tflops[0]} to {tflops[1]} TFLOP/s of a P100's fp16 matmul: at most {slow:.0f} to {fast:.0f} tokens/s"
     )
@@ -232,12 +235,12 @@ def _span(hours: list[float]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser("plan", __doc__ or "", "python -m recipe.plan --config recipe/configs/vicuna-7b-p100.toml")
+    parser = build_parser("plan", __doc__ or "", "python -m recipe.plan --config recipe/configs/vicuna-7b-p100.toml")
     parser.add_argument("--shape", choices=sorted(KNOWN), help="a LLaMA of this size, whatever lies at base.path")
     parser.add_argument("--tokens", type=positive, metavar="N", help="tokens of one epoch, where no corpus is prepared")
     args = parser.parse_args(argv)
-    plan = run(console.load_config(args), args.shape, args.tokens)
-    console.show(plan, text(plan), args.json)
+    plan = run(load_config(args), args.shape, args.tokens)
+    show(plan, text(plan), args.json)
     if not plan["memory"]["fits"]:
         raise UnfitError(verdict(plan))
     return 0
@@ -251,4 +254,4 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

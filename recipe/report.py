@@ -6,15 +6,17 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from recipe import console, provenance
-from recipe.errors import RecipeError
+from recipe.core.cli import add_run, build_parser, entry, load_run
+from recipe.core.errors import RecipeError
+from recipe.core.manifest import read_manifest
+from recipe.core.text import printable, show, table
 
 STAGE = "report"
 
 
 def run(folder: Path) -> dict[str, Any]:
     """What the run's manifest and eval.json say, joined."""
-    manifest = provenance.read_manifest(folder)
+    manifest = read_manifest(folder)
     file = folder / "eval.json"
     if not file.is_file():
         raise RecipeError(f"{folder} has not been evaluated: run `python -m recipe.evaluate --run {folder}` first")
@@ -31,7 +33,7 @@ def page(result: dict[str, Any]) -> str:
         rows.append([title, f"{base[key]:.3f}", f"{tuned[key]:.3f}"])
     if found := evaluation.get("identity"):
         rows.append(["knows its name", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
-    parts = [console.table(rows)]
+    parts = [table(rows)]
     for answer in evaluation["answers"][:3]:
         parts.append(f"{answer['question']}\n{quoted('before', answer['base'])}\n{quoted('after', answer['tuned'])}")
     places = [["adapter", f"{folder}/adapter"], ["all answers", f"{folder}/samples.md"]]
@@ -44,19 +46,19 @@ def page(result: dict[str, Any]) -> str:
 
 def quoted(who: str, text: str) -> str:
     """An answer under its question: control characters shown, long ones cut."""
-    flat = " ".join(console.printable(text).split())
+    flat = " ".join(printable(text, keep="\n\t").split())
     return textwrap.indent(textwrap.fill(textwrap.shorten(flat, 300, placeholder=" ..."), 86), f"  {who:7} ")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
-    console.add_run(parser)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
+    add_run(parser)
     args = parser.parse_args(argv)
-    console.load_run(args)  # says what is wrong with --run, if anything is
+    load_run(args)  # says what is wrong with --run, if anything is
     result = run(args.run)
-    console.show(result, page(result), args.json)
+    show(result, page(result), args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe import card, console, provenance, sizing
-from recipe import config as configs
-from recipe.config import Config
 from recipe.conversations.packing import fill
-from recipe.errors import UnfitError
+from recipe.core import config as configs
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
+from recipe.core.errors import UnfitError
+from recipe.core.files import MANIFEST, atomic_file, atomic_folder, digest
+from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
+from recipe.core.text import say, show
+from recipe.environment import gpu
+from recipe.planning import sizing
 
 if TYPE_CHECKING:
     import torch
@@ -26,50 +31,54 @@ def run(config: Config) -> dict[str, Any]:
     """
     from transformers import logging
 
-    from recipe import data, matmul, model, trainer
+    from recipe.model import accumulation
+    from recipe.model.adapter import add_adapter
+    from recipe.model.load import default_device, load_base, load_tokenizer
+    from recipe.training import dataset
+    from recipe.training.callbacks import Interruption
+    from recipe.training.resume import check_packs, newest_checkpoint
+    from recipe.training.trainer import build_trainer
 
     sizing.check_numbers(config)
-    where = model.device()
+    where = default_device()
     check_device(config, where)
     logging.set_verbosity_error()
     (inputs, copy), settings = inputs_of(config), settings_of(config)
     folder = folder_of(config, settings, inputs)
-    if manifest := provenance.done(folder, STAGE, settings, inputs):
+    if manifest := completed(folder, STAGE, settings, inputs):
         point_latest(folder)
-        console.say(f"{folder} is trained already: its manifest holds")
+        say(f"{folder} is trained already: its manifest holds")
         return manifest
     say_if_another_is_unfinished(folder, config)
     begin(folder, config)
 
     base, corpus = Path(config.base.path), Path(config.corpus.path)
-    tokenizer = model.load_tokenizer(base)
-    rows = data.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
-    val_rows = data.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
+    tokenizer = load_tokenizer(base)
+    rows = dataset.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
+    val_rows = dataset.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
 
-    checkpoint = trainer.newest_checkpoint(folder / "checkpoints")
+    checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint:
-        trainer.check_packs(checkpoint, data.packs_of(rows, config.train, data.shared_start(rows)))
+        check_packs(checkpoint, dataset.packs_of(rows, config.train, dataset.shared_start(rows)))
     recomputed = recomputed_layers(config, where)
-    console.say(f"load {base} as {config.base.precision} on {where}")
-    tuned = model.add_adapter(model.load(base, config.base.precision, where, copy), config.lora, config.train.seed)
-    loop = trainer.make(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
+    say(f"load {base} as {config.base.precision} on {where}")
+    tuned = add_adapter(load_base(base, config.base.precision, where, copy), config.lora, config.train.seed)
+    loop = build_trainer(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
     if config.train.accumulate == "fp16":
-        matmul.choose(tuned, folder, config.train.micro_batch_tokens, where)
+        accumulation.choose(tuned, folder, config.train.micro_batch_tokens, where)
     if checkpoint:
-        console.say(f"go on from {checkpoint}")
-    interruption = trainer.Interruption()
+        say(f"go on from {checkpoint}")
+    interruption = Interruption()
     loop.add_callback(interruption)
     with interruption.listening():
         loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interruption.asked and loop.state.global_step < loop.state.max_steps:
-        console.say(f"saved after step {loop.state.global_step} of {loop.state.max_steps}")
+        say(f"saved after step {loop.state.global_step} of {loop.state.max_steps}")
         raise KeyboardInterrupt
 
     held_out = loop.evaluate()["eval_loss"]
     save_adapter(tuned, folder / "adapter")
-    return provenance.write_manifest(
-        folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",)
-    )
+    return write_manifest(folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",))
 
 
 def check_device(config: Config, where: "torch.device") -> None:
@@ -82,7 +91,7 @@ def check_device(config: Config, where: "torch.device") -> None:
         return
     major, minor = torch.cuda.get_device_capability(where)
     architectures = torch.cuda.get_arch_list()
-    if not card.has_code((major, minor), architectures):
+    if not gpu.has_code((major, minor), architectures):
         raise UnfitError(
             f"found {torch.cuda.get_device_name(where)} of compute capability {major}.{minor}, expected a card that "
             f"torch has code for ({' '.join(architectures)}); use a Tesla P100"
@@ -102,7 +111,7 @@ def recomputed_layers(config: Config, where: "torch.device") -> int:
     step = sizing.step_of(config, half=on_card)
     count = sizing.recomputed_layers(config, shape, step, free - sizing.MARGIN_MIB * sizing.MIB)
     if count:
-        console.say(f"{count} of {shape.num_hidden_layers} layers recompute: {free / 2**30:.1f} GB are free on {where}")
+        say(f"{count} of {shape.num_hidden_layers} layers recompute: {free / 2**30:.1f} GB are free on {where}")
     return count
 
 
@@ -111,14 +120,14 @@ def inputs_of(config: Config) -> tuple[dict[str, str], Path | None]:
 
     Where there is a copy, the weights it was made from are neither read nor hashed.
     """
-    from recipe import quantised
+    from recipe.model import quantized
 
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
-    copy = quantised.find(base, config.base.precision)
-    provenance.check_intact(base, but=".safetensors" if copy else "")
-    provenance.check_intact(corpus)
-    return provenance.hash_inputs({"base": base, "corpus": corpus}), copy
+    copy = quantized.find(base, config.base.precision)
+    check_intact(base, but=".safetensors" if copy else "")
+    check_intact(corpus)
+    return hash_inputs({"base": base, "corpus": corpus}), copy
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -134,12 +143,12 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 def folder_of(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
     """runs/<name>/<id>"""
-    return Path(config.runs) / config.name / provenance.digest({"config": settings, "inputs": inputs})[:12]
+    return Path(config.runs) / config.name / digest({"config": settings, "inputs": inputs})[:12]
 
 
 def begin(folder: Path, config: Config) -> None:
     """Leave what replays the run, and point `latest` at it."""
-    with provenance.atomic_file(folder / "config.toml") as file:
+    with atomic_file(folder / "config.toml") as file:
         file.write(configs.dump(config))
     point_latest(folder)
 
@@ -155,21 +164,21 @@ def point_latest(folder: Path) -> None:
 def say_if_another_is_unfinished(folder: Path, config: Config) -> None:
     """A changed config makes another run; nobody should find out after a day that theirs started over."""
     latest = folder.with_name("latest")
-    if not latest.exists() or latest.resolve() == folder.resolve() or (latest / provenance.MANIFEST).is_file():
+    if not latest.exists() or latest.resolve() == folder.resolve() or (latest / MANIFEST).is_file():
         return
     old = configs.load(latest / "config.toml")
-    changed = "; ".join(provenance.diff(configs.hashed(old), configs.hashed(config))) or "its base or corpus"
-    console.say(f"this starts a new run: {latest.resolve().name} is unfinished and differs in {changed}")
+    changed = "; ".join(differences(configs.hashed(old), configs.hashed(config))) or "its base or corpus"
+    say(f"this starts a new run: {latest.resolve().name} is unfinished and differs in {changed}")
 
 
 def save_adapter(tuned: Any, folder: Path) -> None:
     """The adapter alone, checked as it lies on the disk before it takes its place."""
-    from recipe import model
+    from recipe.model.adapter import check_adapter
 
-    with provenance.atomic_folder(folder, ours=True) as partial:
+    with atomic_folder(folder, ours=True) as partial:
         tuned.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        model.check_adapter(partial)
+        check_adapter(partial)
 
 
 def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
@@ -193,13 +202,14 @@ def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
 
 def preview(config: Config) -> dict[str, Any]:
     """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
-    from recipe import data, model
+    from recipe.model.load import load_tokenizer
+    from recipe.training import dataset
 
     sizing.check_numbers(config)
     (inputs, _), settings, train = inputs_of(config), settings_of(config), config.train
-    tokenizer = model.load_tokenizer(Path(config.base.path))
-    rows = data.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
-    packs = data.packs_of(rows, train, data.shared_start(rows))
+    tokenizer = load_tokenizer(Path(config.base.path))
+    rows = dataset.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
+    packs = dataset.packs_of(rows, train, dataset.shared_start(rows))
     return {
         "run": str(folder_of(config, settings, inputs)),
         "samples": len(rows),
@@ -210,13 +220,13 @@ def preview(config: Config) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = console.parser(STAGE, __doc__ or "", "python -m recipe.train --config recipe/configs/demo.toml")
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.train --config recipe/configs/demo.toml")
     args = parser.parse_args(argv)
-    config = console.load_config(args)
+    config = load_config(args)
     if args.dry_run:
         plan = preview(config)
         work = f"{plan['samples']} samples in {plan['steps']} steps of at most {plan['tokens_per_step']:,} tokens"
-        console.show(plan, f"would train {work} -> {plan['run']}", args.json)
+        show(plan, f"would train {work} -> {plan['run']}", args.json)
         return 0
     manifest = run(config)
     results = manifest["results"]
@@ -226,9 +236,9 @@ def main(argv: list[str] | None = None) -> int:
         f"held-out loss {results['held_out_loss']:.4f}; adapter in {latest}/adapter\n"
         f"next: python -m recipe.evaluate --run {latest}"
     )
-    console.show(manifest, text, args.json)
+    show(manifest, text, args.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(console.entry(main))
+    sys.exit(entry(main))

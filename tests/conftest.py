@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from recipe.config import Base, Config, Corpus, Evaluate, Lora, Train
+from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Train
 
 # A shell's background job is born deaf to Ctrl-C, and so would be the programs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import chat, console, merge, model, train
-from recipe.conversations.formats import Message
+from recipe import chat, merge, train
+from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
+from recipe.core.cli import entry
+from recipe.model.load import load_base, load_tokenizer
 
 
 @pytest.fixture
@@ -21,8 +23,8 @@ def trained(tiny_run):
 
 @pytest.fixture
 def talk(tiny_base):
-    loaded = model.load(tiny_base, "fp32", torch.device("cpu"))
-    return chat.Chat(loaded, model.load_tokenizer(tiny_base), "vicuna_v1.1", 8, 0.0)
+    loaded = load_base(tiny_base, "fp32", torch.device("cpu"))
+    return chat.Chat(loaded, load_tokenizer(tiny_base), "vicuna_v1.1", 8, 0.0)
 
 
 def test_one_shot_from_a_run_and_from_its_merged_folder(trained, capsys):
@@ -85,7 +87,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(talk, capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [[], ["--run", "a", "--model", "b"]])
 def test_neither_or_both_is_a_usage_error(arguments, capsys):
-    assert console.entry(lambda: chat.main(arguments)) == 2
+    assert entry(lambda: chat.main(arguments)) == 2
     assert "either a run" in capsys.readouterr().err
 
 

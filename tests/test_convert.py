@@ -13,13 +13,15 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recipe import console, convert, provenance
-from recipe.checkpoints import export, safetensors_out
+from recipe import convert
+from recipe.checkpoints import export, safetensors
+from recipe.core.cli import entry
+from recipe.core.manifest import read_manifest, verify
 
 
 def command(*arguments: object) -> int:
     """As from a shell: the exit code."""
-    return console.entry(lambda: convert.main([str(argument) for argument in arguments]))
+    return entry(lambda: convert.main([str(argument) for argument in arguments]))
 
 
 def converted(source: Path, output: Path, dtype: str = "fp16") -> Path:
@@ -112,7 +114,7 @@ def test_every_kind_of_source_gives_the_same_model(raw: Path, tmp_path: Path) ->
         ("Hugging Face, safetensors", first),
     ):
         output = converted(source, tmp_path / "again" / source.name)
-        assert provenance.read_manifest(output)["results"]["kind"] == kind
+        assert read_manifest(output)["results"]["kind"] == kind
         state = LlamaForCausalLM.from_pretrained(output).state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items()), kind
         other = AutoTokenizer.from_pretrained(output)
@@ -126,8 +128,8 @@ def test_the_result_is_whole_and_a_second_run_is_skipped(
 ) -> None:
     output = converted(raw, tmp_path / "out")
     assert "next: python -m recipe.corpus" in capsys.readouterr().out
-    assert provenance.verify(output) == []
-    manifest = provenance.read_manifest(output)
+    assert verify(output) == []
+    manifest = read_manifest(output)
     assert manifest["inputs"].keys() == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.model"
     }  # fmt: skip
@@ -144,12 +146,12 @@ def test_the_result_is_whole_and_a_second_run_is_skipped(
     assert (output / "model.safetensors").stat().st_mtime_ns != written
     (output / "config.json").write_text("{}")
     converted(raw, output, "fp32")
-    assert provenance.verify(output) == []
+    assert verify(output) == []
 
 
 def test_the_same_source_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
     one, two = converted(raw, tmp_path / "one"), converted(raw, tmp_path / "two")
-    assert provenance.read_manifest(one) == provenance.read_manifest(two)
+    assert read_manifest(one) == read_manifest(two)
 
 
 def test_a_dry_run_says_what_and_touches_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,8 +164,8 @@ def test_a_dry_run_says_what_and_touches_nothing(raw: Path, tmp_path: Path, caps
 
 
 def test_shards_load_in_plain_transformers(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = safetensors_out.plan
-    monkeypatch.setattr(safetensors_out, "plan", lambda tensors, dtype: plan(tensors, dtype, limit=20_000))
+    plan = safetensors.plan
+    monkeypatch.setattr(safetensors, "plan", lambda tensors, dtype: plan(tensors, dtype, limit=20_000))
     output = converted(raw, tmp_path / "out", "fp32")
     assert len([*output.glob("model-*.safetensors")]) > 2
     state = LlamaForCausalLM.from_pretrained(output).state_dict()
@@ -192,7 +194,7 @@ def test_the_well_known_broken_checkpoint_is_repaired_and_the_repair_is_said(
         "eos_token_id was 1, now the tokenizer's 2",
     ):
         assert f"{what}" in said
-    repairs = provenance.read_manifest(output)["results"]["repairs"]
+    repairs = read_manifest(output)["results"]["repairs"]
     assert all(f"repaired: {repair}" in said for repair in repairs)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(output), AutoTokenizer.from_pretrained(output)
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 0)
@@ -278,7 +280,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
         if len(written) > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors_out, "_write_tensor", full)
+    monkeypatch.setattr(safetensors, "_write_tensor", full)
     fails(capsys, raw, tmp_path / "out", "no space is left")
     assert len(written) == 6
 

@@ -8,9 +8,12 @@ import pynvml
 import pytest
 import torch
 
-from recipe import card, console, doctor, locks, provenance
-from recipe import config as configs
-from recipe.errors import UsageError
+from recipe import doctor
+from recipe.core import config as configs
+from recipe.core.cli import entry
+from recipe.core.errors import UsageError
+from recipe.core.files import MANIFEST
+from recipe.environment import gpu, locks
 from recipe.pascal import probe
 from recipe.pascal.probe import Probe, Race
 
@@ -73,7 +76,7 @@ def hardware(monkeypatch) -> Hardware:
     return state
 
 
-def checks(config=None) -> dict[str, card.Check]:
+def checks(config=None) -> dict[str, gpu.Check]:
     return {check.name: check for check in doctor.run(config)}
 
 
@@ -268,13 +271,13 @@ def test_fp16_sums_are_not_asked_of_a_cpu(no_gpu):
 def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(configs.dump(tiny_run))
-    assert console.entry(lambda: doctor.main(["--config", str(path), "--json"])) == 0
+    assert entry(lambda: doctor.main(["--config", str(path), "--json"])) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk, runs", "corpus"}
-    assert console.entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
+    assert entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: `make convert` with the same CONFIG makes it" in out
-    assert console.entry(lambda: doctor.main(["--config", str(tmp_path / "none.toml")])) == 2
+    assert entry(lambda: doctor.main(["--config", str(tmp_path / "none.toml")])) == 2
 
 
 def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
@@ -285,7 +288,7 @@ def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
         file.write("{}\n")
     check = doctor.artefact("corpus", str(copy), "corpus")
     assert check.verdict == "fail" and "train.jsonl" in check.found
-    (copy / provenance.MANIFEST).write_text("[]")
+    (copy / MANIFEST).write_text("[]")
     assert doctor.artefact("corpus", str(copy), "corpus").verdict == "fail"
     assert "not there yet" in doctor.artefact("corpus", str(tmp_path / "none"), "corpus").found
 

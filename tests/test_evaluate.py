@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import console, data, evaluate, model, train
+from recipe import evaluate, train
+from recipe.core.cli import entry
+from recipe.model.load import load_tokenizer
+from recipe.training import dataset
 
 
 def latest(config) -> Path:
@@ -44,7 +47,7 @@ def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
     config, folder = trained
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, precision="fp32"))
     result = evaluate.run(config, folder)
-    rows = data.encode_file(Path(config.corpus.path) / "val.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1")
+    rows = dataset.encode_file(Path(config.corpus.path) / "val.jsonl", load_tokenizer(tiny_base), "vicuna_v1.1")
     base = AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32)
     tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
     nats = tokens = 0
@@ -69,7 +72,7 @@ def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
 def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, capsys):
     train.run(tiny_run)
     (latest(tiny_run) / "manifest.json").unlink()  # what a run that was killed has not left yet
-    assert console.entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
+    assert entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
     assert "did not finish" in capsys.readouterr().err
-    assert console.entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
+    assert entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
     assert "is no run" in capsys.readouterr().err

@@ -13,8 +13,9 @@ from typing import ClassVar
 
 import pytest
 
-from recipe import fetch, provenance
-from recipe.errors import RecipeError, UsageError
+from recipe import fetch
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.manifest import read_manifest, verify
 
 
 @pytest.fixture
@@ -130,10 +131,10 @@ def test_a_hub_repository_at_the_commit_its_branch_stands_for(hub, tmp_path):
     output = tmp_path / "toy"
     done = hub("own/toy", "--revision", "main", "--output", str(output))
     assert done.returncode == 0, done.stderr
-    manifest = provenance.read_manifest(output)
+    manifest = read_manifest(output)
     assert manifest["config"] == {"name": "own/toy", "revision": COMMIT}
     assert set(manifest["outputs"]) == {"config.json", "model.safetensors", "tokenizer.model"}, "no code, no pickle"
-    assert provenance.verify(output) == [] and not list(tmp_path.glob(".toy*"))
+    assert verify(output) == [] and not list(tmp_path.glob(".toy*"))
     assert "is fetched already" in hub("own/toy", "--revision", COMMIT, "--output", str(output)).stderr
 
 

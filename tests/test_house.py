@@ -10,8 +10,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipe"
-ROOMS = {"checkpoints", "conversations", "pascal"}
-STAGES = {"fetch", "convert", "corpus", "train", "evaluate", "merge", "chat", "doctor", "plan", "report", "pins"}
+COMMANDS = {path.stem for path in RECIPE.glob("*.py")} - {"__init__"}
+# package -> the packages that it may import. Commands may import any package and no command.
+ALLOWED = {
+    "core": set(),
+    "pascal": set(),
+    "conversations": {"core"},
+    "checkpoints": {"core"},
+    "planning": {"core", "pascal"},
+    "reports": {"core", "conversations"},
+    "environment": {"core", "planning", "pascal"},
+    "model": {"core", "conversations", "checkpoints", "pascal"},
+    "training": {"core", "conversations", "model", "pascal"},
+}
+TORCH_FREE = {"core", "conversations", "planning", "reports"}
+HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 MODULES = sorted(RECIPE.rglob("*.py"))
 
 
@@ -37,28 +50,45 @@ def top_imports(path: Path) -> set[str]:
     return out
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(RECIPE).as_posix())
-def test_arrows(path):
-    parts = path.relative_to(RECIPE).with_suffix("").parts
-    used = {name.split(".")[1] for name in imports(path) if "." in name}
-    if parts[0] == "pascal":
-        assert used <= {"pascal"}, "what is particular to the card needs torch alone"
-    elif parts[0] in ROOMS:
-        assert used <= {parts[0], "errors"}, "the three rooms do not know each other, nor the stages"
-    elif parts[0] in STAGES:
-        assert not used & (STAGES - {parts[0]}), "stages meet through files"
-    else:
-        assert not used & STAGES, "what stages share knows no stage"
+def room(path: Path) -> str:
+    """The package that a module belongs to, or the command that it is."""
+    return path.relative_to(RECIPE).with_suffix("").parts[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(RECIPE).as_posix())
-def test_text_rooms_and_config_import_no_torch_at_the_top(path):
-    parts = path.relative_to(RECIPE).parts
-    if parts[0] in {"conversations", "config.py", "console.py", "provenance.py", "errors.py"} or path.stem in STAGES:
-        assert not top_imports(path) & {"torch", "transformers", "peft", "datasets", "accelerate"}
+def test_arrows_go_down(path):
+    used = {name.split(".")[1] for name in imports(path) if "." in name} - {room(path)}
+    if room(path) in COMMANDS:
+        assert not used & COMMANDS, "commands meet through files"
+    elif room(path) != "__init__":
+        assert used <= ALLOWED[room(path)]
 
 
-@pytest.mark.parametrize("stage", sorted(path.stem for path in RECIPE.glob("*.py") if path.stem in STAGES))
+def test_the_house_is_as_drawn():
+    assert {path.name for path in RECIPE.iterdir() if (path / "__init__.py").is_file()} == ALLOWED.keys()
+    assert len(COMMANDS) <= 15, "at the top of recipe/ lies only what can be typed"
+    assert sum(map(len, ALLOWED.values())) <= 30
+    for path in COMMANDS:
+        assert 'if __name__ == "__main__":' in (RECIPE / f"{path}.py").read_text(encoding="utf-8")
+
+
+def test_no_module_imports_itself_in_a_circle():
+    names = {path: ".".join(("recipe", *path.relative_to(RECIPE).with_suffix("").parts)) for path in MODULES}
+    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    arrows = {name: imports(path) & set(names.values()) - {"recipe", name} for path, name in names.items()}
+    while leaves := [name for name, used in arrows.items() if not used & arrows.keys()]:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(RECIPE).as_posix())
+def test_what_must_start_fast_imports_no_torch_at_its_top(path):
+    if room(path) in TORCH_FREE | COMMANDS:
+        assert not top_imports(path) & HEAVY
+
+
+@pytest.mark.parametrize("stage", sorted(COMMANDS))
 def test_help_is_instant_and_has_an_example(stage):
     code = (
         "import runpy, sys\n"

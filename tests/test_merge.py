@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import console, evaluate, merge, model, provenance, train
+from recipe import evaluate, merge, train
 from recipe.checkpoints import hf
-from recipe.errors import RecipeError
+from recipe.core.cli import entry
+from recipe.core.errors import RecipeError
+from recipe.core.manifest import verify, write_manifest
+from recipe.model.adapter import ADAPTER_FILE
+from recipe.model.load import read_tensors
 
 IDS = torch.tensor([[1, 20, 31, 42, 53, 64, 75, 86, 97]])
 
@@ -42,9 +46,9 @@ def test_merged_weights_load_in_plain_transformers_with_the_logits_of_base_plus_
     base = AutoModelForCausalLM.from_pretrained(config.base.path, torch_dtype=torch.float32).eval()
     assert (base(input_ids=IDS).logits - expected).abs().max() / expected.std() > 10 * error, "the adapter must matter"
     assert AutoTokenizer.from_pretrained(folder / "merged").eos_token == "</s>"
-    weights = dict(model.read_tensors(folder / "merged"))
+    weights = dict(read_tensors(folder / "merged"))
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    assert provenance.verify(folder / "merged") == []
+    assert verify(folder / "merged") == []
 
 
 def test_streamed_logits_are_transformers_own(trained):
@@ -88,7 +92,7 @@ def test_a_second_merge_is_skipped_and_a_changed_adapter_is_refused(trained, cap
     capsys.readouterr()
     merge.run(config, folder, "hf")
     assert "is there already" in capsys.readouterr().err
-    with open(folder / "adapter" / model.ADAPTER_FILE, "r+b") as file:
+    with open(folder / "adapter" / ADAPTER_FILE, "r+b") as file:
         file.seek(-4, 2)
         file.write(b"\0\0\0\1")
     with pytest.raises(RecipeError, match="was altered"):
@@ -100,7 +104,7 @@ def test_another_base_is_refused(trained, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(config.base.path, other)
     (other / "extra.txt").write_text("x")
-    provenance.write_manifest(other, "convert", {}, {}, {})
+    write_manifest(other, "convert", {}, {}, {})
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, path=str(other)))
     with pytest.raises(RecipeError, match="is not the base that"):
         merge.run(config, folder, "hf")
@@ -122,15 +126,15 @@ def doubled(deltas):
 @pytest.mark.parametrize("to", ["meta", "gguf"])
 def test_other_formats_hold_the_merged_weights(trained, to):
     from recipe import convert
-    from recipe.config import Base, Config
+    from recipe.core.config import Base, Config
 
     config, folder = trained
     merge.run(config, folder, to)
     output = folder / f"merged-{to}"
-    assert provenance.verify(output) == []
+    assert verify(output) == []
     back = output.parent / f"back-{to}"
     convert.run(Config(base=Base(source=str(output), path=str(back))))
-    merged, again = dict(model.read_tensors(folder / "merged")), dict(model.read_tensors(back))
+    merged, again = dict(read_tensors(folder / "merged")), dict(read_tensors(back))
     assert merged.keys() == again.keys() and all(torch.equal(merged[name], again[name]) for name in merged)
     assert hf.is_folder(back)
 
@@ -141,6 +145,6 @@ def test_command_line(trained, capsys):
     assert "would merge 1 shards" in capsys.readouterr().out and not (folder / "merged").exists()
     assert merge.main(["--run", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"]["logit_error"] < merge.TOLERANCE
-    assert console.entry(lambda: merge.main(["--run", str(folder), "--config", "x.toml"])) == 2
+    assert entry(lambda: merge.main(["--run", str(folder), "--config", "x.toml"])) == 2
     assert "--config does not go with --run" in capsys.readouterr().err
     evaluate.run(config, folder)

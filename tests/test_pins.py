@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from recipe import audit, console, locks, pins
-from recipe.pascal import fatbin
+from recipe import pins
+from recipe.core.cli import entry
+from recipe.environment import audit, fatbin, locks
 
 ROOT = Path(__file__).parents[1]
 SM_60 = [50, 60, 70]
@@ -113,7 +114,7 @@ def write_lock(path: Path, versions: dict[str, str]) -> None:
 def run(site: Path, *flags: str) -> int:
     root = site.parents[2]
     files = ["--lock", str(root / "run.lock"), "--dev-lock", str(root / "dev.lock"), "--pins", str(root / "pins.toml")]
-    return console.entry(lambda: pins.main(["--prefix", str(root), *files, *flags]))
+    return entry(lambda: pins.main(["--prefix", str(root), *files, *flags]))
 
 
 def audited(site: Path, capsys: pytest.CaptureFixture) -> tuple[int, dict[str, dict]]:
@@ -278,7 +279,7 @@ def test_a_strangers_file_name_cannot_write_to_the_terminal(environment: Path, c
     assert run(environment) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "?[2Jgone.py" in out
+    assert "\\x1b[2Jgone.py" in out
 
 
 def test_colour_is_for_terminals(environment: Path):
@@ -319,7 +320,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 def test_a_prefix_without_an_environment_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert console.entry(lambda: pins.main(["--prefix", str(tmp_path)])) == 2
+    assert entry(lambda: pins.main(["--prefix", str(tmp_path)])) == 2
     assert "holds 0 site-packages folders" in capsys.readouterr().err
 
 

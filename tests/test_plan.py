@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recipe import config as configs
-from recipe import console, plan, sizing
-from recipe.errors import RecipeError, UsageError
+from recipe import plan
+from recipe.core import config as configs
+from recipe.core.cli import entry
+from recipe.core.errors import RecipeError, UsageError
+from recipe.planning import sizing
 
 CONFIGS = Path(plan.__file__).parent / "configs"
 SEVEN, THIRTEEN = CONFIGS / "vicuna-7b-p100.toml", CONFIGS / "vicuna-13b-p100.toml"
@@ -16,7 +18,7 @@ SEVEN, THIRTEEN = CONFIGS / "vicuna-7b-p100.toml", CONFIGS / "vicuna-13b-p100.to
 
 def planned(capsys, *flags: str) -> tuple[int, dict, str]:
     """(exit code, --json, stderr) of one call."""
-    code = console.entry(lambda: plan.main([*flags, "--json"]))
+    code = entry(lambda: plan.main([*flags, "--json"]))
     out, err = capsys.readouterr()
     return code, json.loads(out) if out else {}, err
 
@@ -65,17 +67,17 @@ def test_what_fp16_sums_could_give_is_said_only_where_they_are_asked_for():
 
 
 def test_the_prepared_corpus_is_counted(tiny_run):
-    from recipe import provenance
+    from recipe.core.manifest import read_manifest
 
     result = plan.run(tiny_run)
-    counted = provenance.read_manifest(Path(tiny_run.corpus.path))["results"]
+    counted = read_manifest(Path(tiny_run.corpus.path))["results"]
     assert result["time"]["tokens"] == counted["tokens"]["train"]
     assert result["time"]["samples"] == counted["samples"]["train"]
     assert result["shape"]["hidden_size"] == 48 and result["shape"]["num_key_value_heads"] == 2
 
 
 def test_text_shows_the_arithmetic_and_what_it_is(tiny_run, capsys):
-    assert console.entry(lambda: plan.main(["--config", str(SEVEN), "--tokens", "1000000"])) == 0
+    assert entry(lambda: plan.main(["--config", str(SEVEN), "--tokens", "1000000"])) == 0
     out = capsys.readouterr().out
     for part in (
         "weights",
@@ -89,7 +91,7 @@ def test_text_shows_the_arithmetic_and_what_it_is(tiny_run, capsys):
     ):
         assert part in out
     assert "not yet measured on a P100" in out and "not there yet" in out
-    assert console.entry(lambda: plan.main(["--config", str(SEVEN)])) == 0
+    assert entry(lambda: plan.main(["--config", str(SEVEN)])) == 0
     assert "tokens unknown" in capsys.readouterr().out
 
 

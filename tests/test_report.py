@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-from recipe import console, evaluate, merge, report, train
+from recipe import evaluate, merge, report, train
+from recipe.core.cli import entry
 
 
 def test_a_page_says_before_after_where_and_what_next(tiny_run, capsys):
     train.run(tiny_run)
     folder = Path(tiny_run.runs) / "tiny" / "latest"
-    assert console.entry(lambda: report.main(["--run", str(folder)])) == 1
+    assert entry(lambda: report.main(["--run", str(folder)])) == 1
     assert "has not been evaluated" in capsys.readouterr().err
     evaluation = evaluate.run(tiny_run, folder)
     merge.run(tiny_run, folder, "hf")

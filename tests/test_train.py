@@ -13,13 +13,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
-from recipe import config as configs
-from recipe import console, data, matmul, model, provenance, sizing, train, trainer
+from recipe import train
 from recipe.conversations.packing import pack
-from recipe.errors import RecipeError, UnfitError, UsageError
-from recipe.pascal import memory
+from recipe.core import config as configs
+from recipe.core import manifest
+from recipe.core.cli import INTERRUPTED, entry
+from recipe.core.errors import RecipeError, UnfitError, UsageError
+from recipe.core.files import sha256
+from recipe.core.manifest import verify
+from recipe.model import accumulation
+from recipe.model.adapter import ADAPTER_FILE, add_adapter
+from recipe.model.load import load_base, load_tokenizer
 from recipe.pascal.int8 import Int8Linear
+from recipe.planning import memory, sizing
+from recipe.training import dataset
+from recipe.training import trainer as training
+from recipe.training.callbacks import Progress
+from recipe.training.resume import newest_checkpoint
+from recipe.training.trainer import LoraTrainer, build_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +42,7 @@ def latest(config) -> Path:
 
 
 def adapter_sha(folder: Path) -> str:
-    return provenance.sha256(folder / "adapter" / model.ADAPTER_FILE)
+    return sha256(folder / "adapter" / ADAPTER_FILE)
 
 
 def changed(config, **fields):
@@ -40,8 +53,8 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     manifest = train.run(tiny_run)
     folder = latest(tiny_run)
     assert manifest["results"]["last_loss"] < manifest["results"]["first_loss"]
-    assert set(manifest["outputs"]) == {f"adapter/{model.ADAPTER_FILE}", "adapter/adapter_config.json"}
-    assert provenance.verify(folder) == []
+    assert set(manifest["outputs"]) == {f"adapter/{ADAPTER_FILE}", "adapter/adapter_config.json"}
+    assert verify(folder) == []
     assert configs.load(folder / "config.toml") == tiny_run
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
@@ -81,7 +94,7 @@ def kill_after(monkeypatch, step: int) -> None:
         if state.global_step == step:
             raise Killed
 
-    monkeypatch.setattr(trainer.Progress, "on_step_end", on_step_end, raising=False)
+    monkeypatch.setattr(Progress, "on_step_end", on_step_end, raising=False)
 
 
 @pytest.mark.parametrize("step", [3, 5])
@@ -121,8 +134,8 @@ def test_a_checkpoint_of_other_packs_is_not_gone_on_from(tiny_run, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 3)
         train.run(tiny_run)
-    monkeypatch.setattr(trainer, "shared_start", lambda rows: 0)
-    monkeypatch.setattr(data, "shared_start", lambda rows: 0)
+    monkeypatch.setattr(training, "shared_start", lambda rows: 0)
+    monkeypatch.setattr(dataset, "shared_start", lambda rows: 0)
     with pytest.raises(RecipeError, match=r"checkpoint-2 was made over other packs"):
         train.run(tiny_run)
     assert (latest(tiny_run) / "checkpoints" / "checkpoint-2").is_dir()
@@ -132,7 +145,7 @@ def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-7").mkdir(parents=True)
     (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"half")
-    assert trainer.newest_checkpoint(folder) is None and not (folder / "checkpoint-7").exists()
+    assert newest_checkpoint(folder) is None and not (folder / "checkpoint-7").exists()
 
 
 def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_path):
@@ -151,7 +164,7 @@ def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_pat
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == console.INTERRUPTED and "saved after step" in said and "Traceback" not in said
+    assert process.returncode == INTERRUPTED and "saved after step" in said and "Traceback" not in said
     assert list((latest(run) / "checkpoints").iterdir()) and not (latest(run) / "manifest.json").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child had it: the order of a sum is part of its bits
@@ -165,11 +178,9 @@ def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_pat
 
 def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpus, tmp_path):
     """One optimizer step over six conversations of uneven length: as one pack, a few, and each alone."""
-    rows = data.encode_file(tiny_corpus / "train.jsonl", model.load_tokenizer(tiny_base), "vicuna_v1.1").select(
-        range(6)
-    )
+    rows = dataset.encode_file(tiny_corpus / "train.jsonl", load_tokenizer(tiny_base), "vicuna_v1.1").select(range(6))
     gradients = []
-    sizes = data.lengths(rows)
+    sizes = dataset.lengths(rows)
     assert len(set(sizes)) > 1
     counts = []
     for budget in (sum(sizes), max(sizes) * 3, max(sizes) * 2, max(sizes)):
@@ -183,11 +194,11 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
             save_steps=100,
         )
         lora = dataclasses.replace(tiny_run.lora, dropout=0.0)
-        tuned = model.add_adapter(model.load(tiny_base, "int8", torch.device("cpu")), lora, 0)
-        loop = trainer.make(tuned, settings, tmp_path / f"{budget}", rows, rows, on_card=False)
+        tuned = add_adapter(load_base(tiny_base, "int8", torch.device("cpu")), lora, 0)
+        loop = build_trainer(tuned, settings, tmp_path / f"{budget}", rows, rows, on_card=False)
         seen = {}
 
-        class Spy(trainer.TrainerCallback):
+        class Spy(TrainerCallback):
             def on_pre_optimizer_step(self, args, state, control, seen=seen, tuned=tuned, **kwargs):
                 seen.update({n: p.grad.clone() for n, p in tuned.named_parameters() if p.grad is not None})
 
@@ -237,9 +248,9 @@ def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anyt
     ],
 )
 def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, said, monkeypatch, capsys):
-    monkeypatch.setattr(provenance, "sha256", lambda path: pytest.fail("something was read"))
+    monkeypatch.setattr(manifest, "sha256", lambda path: pytest.fail("something was read"))
     path = Path(train.__file__).parent / "configs" / f"{name}.toml"
-    assert console.entry(lambda: train.main(["--config", str(path)])) == 3
+    assert entry(lambda: train.main(["--config", str(path)])) == 3
     err = capsys.readouterr().err
     assert said in err and "make doctor" in err and err.count("\n") == 1
 
@@ -283,7 +294,7 @@ def test_a_run_with_fp16_sums_switches_its_layers_once_they_are_made(tiny_run, m
             if isinstance(layer, Int8Linear):
                 layer.matmul = counted
 
-    monkeypatch.setattr(matmul, "choose", choose)
+    monkeypatch.setattr(accumulation, "choose", choose)
     plain = train.run(tiny_run)
     assert not used
     monkeypatch.setattr(train, "check_device", lambda config, where: None)
@@ -295,7 +306,7 @@ def test_a_run_with_fp16_sums_switches_its_layers_once_they_are_made(tiny_run, m
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monkeypatch):
-    real = trainer.trained_nll
+    real = training.trained_nll
     calls = []
 
     def poisoned(*args):
@@ -303,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monke
         calls.append(1)
         return (nll * float("nan") if len(calls) == 5 else nll), count
 
-    monkeypatch.setattr(trainer, "trained_nll", poisoned)
+    monkeypatch.setattr(training, "trained_nll", poisoned)
     with pytest.raises(RecipeError, match=r"the loss became nan after step 2, expected a finite number; lower train\."):
         train.run(tiny_run)
     assert not (latest(tiny_run) / "manifest.json").exists()
@@ -362,7 +373,7 @@ def test_dry_run_touches_nothing_and_its_steps_are_the_runs(tiny_run, tmp_path, 
     ],
 )
 def test_bad_input_is_one_sentence_and_the_right_exit_code(arguments, code, said, capsys):
-    assert console.entry(lambda: train.main(arguments)) == code
+    assert entry(lambda: train.main(arguments)) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
@@ -374,8 +385,8 @@ def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.LoraTrainer, "_save_optimizer_and_scheduler", full)
-        assert console.entry(lambda: train.run(tiny_run) and 0) == 1
+        patch.setattr(LoraTrainer, "_save_optimizer_and_scheduler", full)
+        assert entry(lambda: train.run(tiny_run) and 0) == 1
     assert "error: no space is left on the disk at checkpoint" in capsys.readouterr().err
     train.run(tiny_run)
-    assert provenance.verify(latest(tiny_run)) == []
+    assert verify(latest(tiny_run)) == []

@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import torch
 
-from recipe.checkpoints import gguf_tokenizer, hf, llama, pth_out, safetensors_out
+from recipe.checkpoints import gguf_tokenizer, hf, llama, pth_out, safetensors
 from recipe.checkpoints.source import LazyTensor, Source
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -84,7 +84,7 @@ def to_gguf(folder: Path, out_file: Path) -> None:
     writer.write_ti_data_to_file()
     for tensor in tensors:
         dtype = torch.float16 if len(tensor.shape) > 1 else torch.float32
-        writer.write_tensor_data(safetensors_out.cast(tensor.read(), tensor.name, dtype).numpy())
+        writer.write_tensor_data(safetensors.cast(tensor.read(), tensor.name, dtype).numpy())
     writer.close()
 
 

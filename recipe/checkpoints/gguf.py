@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from recipe.checkpoints import gguf_tokenizer, llama
-from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable
-from recipe.errors import RecipeError
+from recipe.checkpoints.files import check_not_pointer
+from recipe.checkpoints.source import LazyTensor, Source
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 FLOATS = {
     gguf.GGMLQuantizationType.F32: torch.float32,
@@ -24,7 +26,7 @@ def open_source(path: Path) -> Source:
     """A .gguf file. Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep."""
     fields, tensors = _read(path)
     if fields.get("general.architecture") != "llama":
-        found = printable(repr(fields.get("general.architecture")))
+        found = snippet(repr(fields.get("general.architecture")))
         raise RecipeError(f"{path}: its architecture is {found}, expected 'llama'")
     if fields.get("split.count", 1) != 1:
         raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
@@ -63,7 +65,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
                 raise ValueError(f"{tensor.name} lies beyond its end")
             tensors[tensor.name] = _lazy(path, tensor)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{path} is truncated or damaged ({printable(error)}): download it again") from None
+        raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
     return fields, tensors
 
 
@@ -132,6 +134,6 @@ def _number(
 ) -> Any:
     value = fields.get(key, default)
     if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1 << 32:
-        raise RecipeError(f"{path}: its metadata has {printable(repr(value))} for {key}, expected a positive number")
+        raise RecipeError(f"{path}: its metadata has {snippet(repr(value))} for {key}, expected a positive number")
     # stored as fp32: 9.999999747e-06 is meant to be 1e-05
     return float(np.format_float_positional(np.float32(value), unique=True)) if kind is float else value

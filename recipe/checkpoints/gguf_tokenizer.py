@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.checkpoints import tokenizer
-from recipe.checkpoints.source import printable
 from recipe.checkpoints.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 if TYPE_CHECKING:
     import gguf
@@ -33,7 +33,7 @@ def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenize
     try:
         return _from_metadata(fields, rows, where)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise RecipeError(f"{where} holds a damaged tokenizer ({printable(error)}): download it again") from None
+        raise RecipeError(f"{where} holds a damaged tokenizer ({snippet(error)}): download it again") from None
 
 
 def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
@@ -57,7 +57,7 @@ def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokeniz
         tokenizer.check_size(backend, rows, where)
         names = {role: tokens[fields[key]] for role, key in IDS.items() if fields.get(key, len(tokens)) < len(tokens)}
         return Tokenizer(tokenizer.wrap(backend, names, where))
-    raise RecipeError(f"{where}: its tokenizer is {printable(repr(kind))}, expected 'llama' or 'gpt2'")
+    raise RecipeError(f"{where}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
 
 
 def pre_tokenizer(name: str) -> Any:
@@ -84,7 +84,7 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], 
     pre = pre_tokenizer(name)
     if pre is None:
         raise RecipeError(
-            f"{where}: its pre-tokenizer is {printable(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
+            f"{where}: its pre-tokenizer is {snippet(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
             "convert the original checkpoint, which has a tokenizer.json"
         )
     vocab = {token: index for index, token in enumerate(tokens)}

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from recipe.checkpoints import llama, pth, tokenizer
-from recipe.checkpoints.source import LazyTensor, Source, check_not_pointer, printable, read_object
-from recipe.errors import RecipeError
+from recipe.checkpoints.files import check_not_pointer, read_object
+from recipe.checkpoints.source import LazyTensor, Source
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 # the index names the shards; where both formats lie in one folder, the one that needs no pickle is read
 WEIGHTS = (
@@ -68,14 +70,12 @@ def is_folder(folder: Path) -> bool:
 def _config(raw: dict[str, Any], path: Path, repairs: list[str]) -> dict[str, Any]:
     """LlamaConfig's keywords, of a config.json of any transformers version up to 5."""
     if raw.get("model_type") != "llama":
-        raise RecipeError(f"{path}: model_type is {printable(repr(raw.get('model_type')))}, expected 'llama'")
+        raise RecipeError(f"{path}: model_type is {snippet(repr(raw.get('model_type')))}, expected 'llama'")
     if "quantization_config" in raw:
         raise RecipeError(f"{path}: the weights are quantised already; convert the original fp16 checkpoint")
     for key, most in WHOLE_NUMBERS.items():
         if type(raw.get(key)) is not int or not 0 < raw[key] <= most:
-            raise RecipeError(
-                f"{path}: {key} is {printable(repr(raw.get(key)))}, expected a whole number up to {most:,}"
-            )
+            raise RecipeError(f"{path}: {key} is {snippet(repr(raw.get(key)))}, expected a whole number up to {most:,}")
     dropped = (
         "architectures",
         "auto_map",
@@ -122,12 +122,12 @@ def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
     shards = sorted(set(index.values()))
     for shard in shards:
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise RecipeError(f"{found} names {printable(shard)}, which is not a file beside it: it is refused")
+            raise RecipeError(f"{found} names {snippet(shard)}, which is not a file beside it: it is refused")
         held = _file(folder / shard)
         for name in (name for name, place in index.items() if place == shard):
             if name not in held:
                 raise RecipeError(
-                    f"{folder / shard} lacks {printable(name)}, which its index promises: download it again"
+                    f"{folder / shard} lacks {snippet(name)}, which its index promises: download it again"
                 )
             tensors[name] = held[name]
     return [found, *(folder / shard for shard in shards)], tensors
@@ -149,12 +149,12 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
                 place = file.get_slice(name)
                 if place.get_dtype() not in SAFETENSORS_DTYPES:
                     raise RecipeError(
-                        f"{path}: {printable(name)} is stored as {place.get_dtype()}, expected F16, BF16 or F32"
+                        f"{path}: {snippet(name)} is stored as {place.get_dtype()}, expected F16, BF16 or F32"
                     )
                 dtype, shape = SAFETENSORS_DTYPES[place.get_dtype()], tuple(place.get_shape())
                 tensors[name] = LazyTensor(name, shape, dtype, functools.partial(_safetensor, path, name))
     except SafetensorError as error:
-        raise RecipeError(f"{path} is truncated or damaged ({printable(error)}): download it again") from None
+        raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
     return tensors
 
 

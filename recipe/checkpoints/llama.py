@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from recipe.checkpoints.source import LazyTensor, printable
-from recipe.errors import RecipeError
+from recipe.checkpoints.source import LazyTensor
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 Layout = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -64,7 +65,7 @@ def expected_shapes(config: Mapping[str, Any], where: Path) -> dict[str, tuple[i
         with torch.device("meta"):
             state = LlamaForCausalLM(llama).state_dict()
     except (ValueError, TypeError, ZeroDivisionError, KeyError, RuntimeError, AttributeError) as error:
-        raise RecipeError(f"{where}: its config makes no LLaMA model ({printable(error)}): it is damaged") from None
+        raise RecipeError(f"{where}: its config makes no LLaMA model ({snippet(error)}): it is damaged") from None
     return {
         name: tuple(tensor.shape) for name, tensor in state.items() if not (name == HEAD and llama.tie_word_embeddings)
     }

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from recipe.checkpoints import llama, pth, tokenizer
-from recipe.checkpoints.source import LazyTensor, Source, printable, read_object
-from recipe.errors import RecipeError
+from recipe.checkpoints.files import read_object
+from recipe.checkpoints.source import LazyTensor, Source
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 SHARDS = "consolidated.*.pth"
 # RowParallelLinear (llama/model.py) cuts its input, columns; ColumnParallelLinear its output, rows
@@ -64,9 +66,9 @@ def _params(path: Path) -> dict[str, Any]:
     params = read_object(path)
     for key, value in params.items():
         if key in WHOLE_NUMBERS and (type(value) is not int or not 0 < value <= WHOLE_NUMBERS[key]):
-            raise RecipeError(f"{path}: expected a whole number for {key}, found {printable(repr(value))}")
+            raise RecipeError(f"{path}: expected a whole number for {key}, found {snippet(repr(value))}")
         if key in ("norm_eps", "rope_theta") and (type(value) not in (int, float) or not 0 < value < 1e12):
-            raise RecipeError(f"{path}: expected a number for {key}, found {printable(repr(value))}")
+            raise RecipeError(f"{path}: expected a number for {key}, found {snippet(repr(value))}")
     for key in ("dim", "n_layers", "n_heads"):
         if key not in params:
             raise RecipeError(f"{path} does not say {key}: it is not Meta's params.json, or it is damaged")

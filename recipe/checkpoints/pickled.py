@@ -10,8 +10,8 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.checkpoints.source import printable
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 MAX_BYTES = 1 << 20  # the 723 tensors of LLaMA-65B need a tenth of it
 DTYPES = {
@@ -75,7 +75,7 @@ def read(pickle: bytes | bytearray, where: str) -> dict[str, StoredTensor]:
             raise _Refused(f"it holds {_kind(value)} instead of a dictionary of tensors")
         for name, entry in value.items():
             if not isinstance(entry, StoredTensor):
-                raise _Refused(f"{printable(name)!r} is {_kind(entry)}, not a tensor")
+                raise _Refused(f"{snippet(name)!r} is {_kind(entry)}, not a tensor")
     except _Refused as refused:
         raise RecipeError(
             f"{where} is refused: {refused}; only a plain state dict of tensors is read, and nothing in it is executed"
@@ -180,7 +180,7 @@ def _pairs(values: list[Any]) -> dict[str, Any]:
 
 def _admitted(name: str) -> _Global:
     if name not in ADMITTED:
-        raise _Refused(f"its pickle asks for {printable(name)}")
+        raise _Refused(f"its pickle asks for {snippet(name)}")
     return _Global(name)
 
 

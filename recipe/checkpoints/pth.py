@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 
 from recipe.checkpoints import pickled
+from recipe.checkpoints.files import check_not_pointer
 from recipe.checkpoints.pickled import StoredTensor
-from recipe.checkpoints.source import LazyTensor, check_not_pointer, printable
-from recipe.errors import RecipeError
+from recipe.checkpoints.source import LazyTensor
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # PKWARE APPNOTE 4.3.7
 ENCRYPTED = 0x1
@@ -65,7 +67,7 @@ def read(path: Path) -> dict[str, LazyTensor]:
     for name, tensor in stored.items():
         member = members.get(f"{prefix}data/{tensor.key}")
         if member is None:
-            raise RecipeError(f"{path} lacks the bytes of {printable(name)}: it is incomplete, download it again")
+            raise RecipeError(f"{path} lacks the bytes of {snippet(name)}: it is incomplete, download it again")
         _check_place(tensor, member, path, name)
         dtype = getattr(torch, tensor.dtype)
         tensors[name] = LazyTensor(name, tensor.shape, dtype, functools.partial(_tensor, path, tensor, member, dtype))
@@ -87,7 +89,7 @@ def _members(path: Path) -> dict[str, _Member]:
                 members = {entry.filename: _member(file, entry, path) for entry in entries}
                 end = archive.start_dir
         except ZIP_ERRORS as error:
-            raise RecipeError(f"{path} is truncated or damaged ({printable(error)}): download it again") from None
+            raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
     if len(members) != len(entries):
         raise RecipeError(f"{path} holds two members of one name, which torch.save never writes: it is refused")
     last = 0
@@ -100,7 +102,7 @@ def _members(path: Path) -> dict[str, _Member]:
 
 def _member(file: io.BufferedReader, entry: zipfile.ZipInfo, path: Path) -> _Member:
     """Where the bytes begin: after the local header, whose padding the directory at the end does not tell."""
-    name = printable(entry.filename)
+    name = snippet(entry.filename)
     if (
         entry.flag_bits & ENCRYPTED
         or entry.compress_type != zipfile.ZIP_STORED
@@ -126,7 +128,7 @@ def _check_place(tensor: StoredTensor, member: _Member, path: Path, name: str) -
     most = itemsize * math.prod(max(size, 1) for size in tensor.shape)
     if not honest or most > path.stat().st_size:
         raise RecipeError(
-            f"{path} is damaged or forged: {printable(name)} with the shape {printable(list(tensor.shape))} "
+            f"{path} is damaged or forged: {snippet(name)} with the shape {snippet(list(tensor.shape))} "
             "does not lie within its bytes; download it again"
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from recipe.checkpoints.source import LazyTensor
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 STORAGES = {torch.float16: torch.HalfStorage, torch.bfloat16: torch.BFloat16Storage, torch.float32: torch.FloatStorage}
 CHUNK = 64 << 20

@@ -1,6 +1,5 @@
 """What every reader yields: a checkpoint as a LLaMA config and tensors that are read one at a time."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 if TYPE_CHECKING:
     from recipe.checkpoints.tokenizer import Tokenizer
-
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def check_shapes(where: Path, found: Mapping[str, LazyTensor], expected: Mapping
     extra = sorted(name for name in found if name not in expected)
     if extra:
         raise RecipeError(
-            f"{where} holds {printable(extra[0])}{_more(extra)}, which a LLaMA with its config does not have: "
+            f"{where} holds {snippet(extra[0])}{_more(extra)}, which a LLaMA with its config does not have: "
             "only plain LLaMA models can be converted"
         )
     for name, shape in expected.items():
@@ -72,33 +70,6 @@ def check_shapes(where: Path, found: Mapping[str, LazyTensor], expected: Mapping
                 f"{where}: {name} is stored as {found[name].dtype}, expected fp16, bf16 or fp32: "
                 "the weights are quantised already, convert the original checkpoint"
             )
-
-
-def check_not_pointer(path: Path) -> None:
-    """Raises RecipeError where a file is missing, or is the text stub that Git LFS leaves instead of it."""
-    if not path.is_file():
-        raise RecipeError(f"{path} is missing: the checkpoint is incomplete, download it again")
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise RecipeError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises RecipeError where it is missing, or anything else."""
-    check_not_pointer(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not JSON ({printable(error)}): download it again") from None
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path} is not a JSON object: download it again")
-    return value
-
-
-def printable(text: object, limit: int = 120) -> str:
-    """A stranger's text made safe to print: control characters escaped, cut to a length."""
-    escaped = str(text).encode("unicode_escape").decode("ascii")
-    return escaped if len(escaped) <= limit else escaped[:limit] + "..."
 
 
 def _more(names: Iterable[str]) -> str:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.checkpoints.source import check_not_pointer, printable, read_object
-from recipe.errors import RecipeError
+from recipe.checkpoints.files import check_not_pointer, read_object
+from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 if TYPE_CHECKING:
     import tokenizers
@@ -223,17 +224,17 @@ def _sealed(path: Path) -> "tokenizers.Tokenizer":
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["model"]["type"] != "BPE":
-            raise RecipeError(f"{path} is a {printable(data['model']['type'])}, expected the BPE of a LLaMA model")
+            raise RecipeError(f"{path} is a {snippet(data['model']['type'])}, expected the BPE of a LLaMA model")
         reserved = {token["content"] for token in data["added_tokens"] if token["special"]}
         pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in data["model"]["merges"])
         data["model"]["merges"] = allowed_merges(pairs, reserved)
         data["truncation"] = data["padding"] = None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{path} is not a tokenizer.json ({printable(repr(error))}): download it again") from None
+        raise RecipeError(f"{path} is not a tokenizer.json ({snippet(repr(error))}): download it again") from None
     try:
         return Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # the Rust side raises nothing narrower
-        raise RecipeError(f"{path} is not a tokenizer.json ({printable(error)}): download it again") from None
+        raise RecipeError(f"{path} is not a tokenizer.json ({snippet(error)}): download it again") from None
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
@@ -254,7 +255,7 @@ def _add_tokens(backend: "tokenizers.Tokenizer", added: Mapping[str, int], where
         backend.add_special_tokens([AddedToken(token, normalized=False)])
         if backend.token_to_id(token) != index:
             raise RecipeError(
-                f"{where}: the added token {printable(token)} should have the id {index}, "
+                f"{where}: the added token {snippet(token)} should have the id {index}, "
                 f"its tokenizer.model leaves it {backend.token_to_id(token)}: they do not belong together"
             )
 
@@ -275,7 +276,7 @@ def _role_names(
         elif role in defaults and backend.token_to_id(defaults[role]) is not None:
             names[role] = defaults[role]
             if role in settings:
-                repairs.append(f"tokenizer_config.json: {role} was {printable(repr(named))}, now {defaults[role]!r}")
+                repairs.append(f"tokenizer_config.json: {role} was {snippet(repr(named))}, now {defaults[role]!r}")
     return names
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipe.conversations.messages import Message
-from recipe.errors import RecipeError, UsageError
+from recipe.core.errors import RecipeError, UsageError
 
 
 @dataclass(frozen=True)

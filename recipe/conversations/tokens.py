@@ -18,7 +18,7 @@ from typing import Any
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import Piece, Special, render
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 IGNORED = -100  # torch's cross entropy skips this label
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from recipe.pascal.blocks import blocked_causal
-
-SHORT = 256  # tokens: below, a CPU is done with the whole matrix of scores sooner than with its blocks
+from recipe.pascal.constants import TILED_FROM
+from recipe.pascal.tiled_attention import blocked_causal
 
 
 def packed_attention(
@@ -73,7 +72,7 @@ def _conversations(states: torch.Tensor, shared: int, own: list[int]) -> list[to
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """One conversation's attention [1, heads, n, d] over keys and values [1, kv_heads, n, d]; n x n is kept nowhere
     but for a short one on a CPU."""
-    if query.is_cuda or query.shape[2] < SHORT:
+    if query.is_cuda or query.shape[2] < TILED_FROM:
         heads = query.shape[1]
         return F.scaled_dot_product_attention(query, expanded(key, heads), expanded(value, heads), is_causal=True)
     return blocked_causal(query, key, value)

@@ -25,12 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipe.pascal.constants import GEMM_ROWS, SPLIT_K
 from recipe.pascal.int8 import Int8Linear
-
-# The largest at which none of these reaches the probe's gate, 5e-3. Writing and adding the chunks' products takes about
-# 10 % of the time of the product itself at 512, 5 % at 1024 (arithmetic, 2048 x 4096 x 4096).
-CHUNK = 512
-ROWS = 512  # multiplied at a time, so that the chunks' products take about the memory of the fp16 weight
 
 # cublasOperation_t, cublasComputeType_t, cublasGemmAlgo_t of cublas_api.h, cudaDataType of library_types.h
 OP_N, OP_T = 0, 1
@@ -48,7 +44,7 @@ SIGNATURE = ctypes.CFUNCTYPE(
 )
 
 
-def matmul(x: torch.Tensor, weight: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+def matmul(x: torch.Tensor, weight: torch.Tensor, chunk: int = SPLIT_K) -> torch.Tensor:
     """x [..., K] times weight [K, N] -> [..., N], fp16 on a card; not seen by autograd.
 
     `weight` is row-major or a transposed view of a row-major matrix, and is not copied: from one weight [out, in],
@@ -62,14 +58,9 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, chunk: int = CHUNK) -> torch.T
         raise ValueError("expected a row-major weight or a transposed view of one, found a strided one: copy it first")
     rows = x.reshape(-1, k).contiguous()
     y = rows.new_empty(len(rows), n)
-    for some, out in zip(rows.split(ROWS), y.split(ROWS), strict=True):
+    for some, out in zip(rows.split(GEMM_ROWS), y.split(GEMM_ROWS), strict=True):
         torch.sum(_partials(some, weight, chunk), dim=0, out=out)  # torch adds halves in fp32 and rounds once
     return y.view(*x.shape[:-1], n)
-
-
-def partial_bytes(tokens: int, k: int, n: int, chunk: int = CHUNK) -> int:
-    """What `matmul` needs beside its result."""
-    return min(tokens, ROWS) * n * -(-k // chunk) * 2
 
 
 def _partials(x: torch.Tensor, weight: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -127,7 +118,7 @@ def shapes(model: nn.Module) -> set[tuple[int, int]]:
     return {(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, Int8Linear)}
 
 
-def use(model: nn.Module, chosen: Collection[tuple[int, int]], chunk: int = CHUNK) -> None:
+def use(model: nn.Module, chosen: Collection[tuple[int, int]], chunk: int = SPLIT_K) -> None:
     """From now on the frozen int8 layers of these (in, out) multiply so, forward and backward, all others as torch."""
     for layer in model.modules():
         if isinstance(layer, Int8Linear):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-CHUNK = 256  # rows: 33 MB of fp32 logits over 32,000 pieces, and a matmul that fills a card or a CPU
+from recipe.pascal.constants import LOGIT_ROWS
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -41,7 +41,9 @@ class _ChunkedNll(torch.autograd.Function):
         return (None if by_hidden is None else (by_hidden * grads[0]).to(ctx.dtype)), None, None, None
 
 
-def chunked_nll(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+def chunked_nll(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = LOGIT_ROWS
+) -> torch.Tensor:
     """Summed negative log-likelihood in nats (a scalar, fp32) of `targets` under logits hidden @ weight.T.
 
     hidden [n, d] of any float dtype: only the positions that predict a trained token; weight [v, d], frozen, whose

@@ -35,7 +35,7 @@ LIMIT_GB, TIMES = 1.5, 5
 
 
 def records(file: Path, count: int) -> Iterator[dict[str, Any]]:
-    from recipe.conversations.jsonstream import Record, records
+    from recipe.conversations.readers.json_stream import Record, records
 
     found = (item.value for item in records(file) if isinstance(item, Record))
     for _, record in zip(range(count), found, strict=False):

@@ -14,10 +14,11 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 with atheris.instrument_imports(include=["recipe"]):
-    from recipe.conversations import formats, jsonstream
-    from recipe.errors import RecipeError
+    from recipe.conversations.formats import detect
+    from recipe.conversations.readers import json_stream
+    from recipe.core.errors import RecipeError
 
-jsonstream.CHUNK = 64  # borders between two reads are where mistakes are made
+json_stream.CHUNK = 64  # borders between two reads are where mistakes are made
 FILE = Path(tempfile.mkdtemp()) / "fuzz.json"
 
 
@@ -25,11 +26,11 @@ def read(data: bytes) -> None:
     FILE.write_bytes(data)
     ends = 0
     try:
-        for number, record in enumerate(formats.raw_records(FILE, "fuzz.json")):
+        for number, record in enumerate(detect.raw_records(FILE, "fuzz.json")):
             assert ends <= record.offset
             assert data[:2] == b"\x1f\x8b" or record.offset + record.size <= len(data)
             ends = record.offset + record.size
-            list(formats.conversations(record, number, "fuzz.json"))
+            list(detect.conversations(record, number, "fuzz.json"))
     except RecipeError:
         return
 

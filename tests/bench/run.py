@@ -99,7 +99,7 @@ def base() -> Path:
 
 def corpus(length: int) -> Path:
     """A few hundred real conversations, split to `length` tokens."""
-    from recipe.conversations.jsonstream import Record, records
+    from recipe.conversations.readers.json_stream import Record, records
 
     few, folder = CACHE / "few.json", CACHE / f"corpus-{length}"
     if not few.is_file():
@@ -163,14 +163,15 @@ def ablation(length: int) -> dict[str, Any]:
 
 def packing() -> dict[str, Any]:
     """How full packs of real conversations are, of their own greatest length and of 2,048 tokens."""
-    from recipe import data, model
     from recipe.conversations.packing import fill, pack
+    from recipe.model.load import load_tokenizer
+    from recipe.training import dataset
 
     out = {}
     for length in (512, 1024, 2048):
-        rows = data.encode_file(corpus(length) / "train.jsonl", model.load_tokenizer(base()), "vicuna_v1.1")
-        sizes = data.lengths(rows)
-        start = data.shared_start(rows)
+        rows = dataset.encode_file(corpus(length) / "train.jsonl", load_tokenizer(base()), "vicuna_v1.1")
+        sizes = dataset.lengths(rows)
+        start = dataset.shared_start(rows)
         full = {
             budget: fill(pack(sizes, budget, seed=0, shared=start), sizes, budget, start) for budget in (length, 2048)
         }

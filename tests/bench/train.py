@@ -36,9 +36,10 @@ Rows = list[dict[str, list[int]]]
 
 def sample(base: Path, corpus: Path, length: int, count: int) -> Rows:
     """Token ids and labels of `count` conversations, drawn by a seed."""
-    from recipe import data, model
+    from recipe.model.load import load_tokenizer
+    from recipe.training import dataset
 
-    rows = data.encode_file(corpus / "train.jsonl", model.load_tokenizer(base), "vicuna_v1.1")
+    rows = dataset.encode_file(corpus / "train.jsonl", load_tokenizer(base), "vicuna_v1.1")
     rows = rows.filter(lambda row: len(row["input_ids"]) <= length).shuffle(seed=0).select(range(count))
     return [dict(row) for row in rows]
 
@@ -49,32 +50,38 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     from datasets import Dataset
     from torch.nn import functional as F
 
-    from recipe import data, model, trainer
-    from recipe.config import Lora, Train
+    from recipe.core.config import Lora, Train
+    from recipe.model import load
+    from recipe.model.adapter import add_adapter
+    from recipe.model.likelihood import IGNORED
+    from recipe.model.load import load_base
     from recipe.pascal import attention
+    from recipe.training import dataset
+    from recipe.training import trainer as training
+    from recipe.training.trainer import build_trainer
 
     def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
         given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "shared")}
         logits = tuned(**given, attention_mask=torch.empty(1, 1, 1, 1), use_cache=False).logits[0, :-1]
         targets = batch["labels"][0, 1:]
-        return F.cross_entropy(logits, targets, reduction="sum"), int((targets != model.IGNORED).sum())
+        return F.cross_entropy(logits, targets, reduction="sum"), int((targets != IGNORED).sum())
 
     if way == "no-blocks":
-        attention.SHORT = sys.maxsize
+        attention.TILED_FROM = sys.maxsize
     if way == "no-chunked-loss":
-        trainer.trained_nll = all_logits
+        training.trained_nll = all_logits
     if way == "no-lean-layers":
-        model.slim = lambda *modules: None
+        load.slim = lambda *modules: None
     if way == "no-shared-prompt":
-        data.shared_start = trainer.shared_start = lambda rows: 0
+        dataset.shared_start = training.shared_start = lambda rows: 0
     table = Dataset.from_list(rows)
-    loaded = model.load(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
+    loaded = load_base(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
     budget, packs, _ = packed(way, table, length)
     settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
     recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
-    tuned = model.add_adapter(loaded, lora, seed=0)
-    return trainer.make(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
+    tuned = add_adapter(loaded, lora, seed=0)
+    return build_trainer(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
 
 
 def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
@@ -82,11 +89,11 @@ def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
 
     What is longer than a pack is one of its own; short ones share larger ones, within the usual way's memory.
     """
-    from recipe import data
     from recipe.conversations.packing import pack
+    from recipe.training import dataset
 
-    budget, shared = 1 if way == "no-packing" else max(length, 1024), data.shared_start(table)
-    return budget, len(pack(data.lengths(table), budget, seed=0, shared=shared)), shared
+    budget, shared = 1 if way == "no-packing" else max(length, 1024), dataset.shared_start(table)
+    return budget, len(pack(dataset.lengths(table), budget, seed=0, shared=shared)), shared
 
 
 def common(folder: Path, steps: int, batch: int) -> dict[str, Any]:
@@ -357,6 +364,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from recipe.console import entry
+    from recipe.core.cli import entry
 
     sys.exit(entry(main))

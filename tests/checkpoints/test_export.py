@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from recipe.checkpoints import export, gguf_tokenizer
 from recipe.checkpoints import gguf as gguf_reader
 from recipe.checkpoints import meta as meta_reader
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 IDS = torch.tensor([[1, 300, 270, 310, 299, 350, 2]])
 TEXTS = ["Hello  world\n", "1234 wer fragt?", "日本🙂", "a</s>b", "", " x "]

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from recipe.checkpoints import hf
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 
 def change(path: Path, **settings: object) -> None:

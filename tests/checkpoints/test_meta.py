@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from recipe.checkpoints import llama as names
 from recipe.checkpoints import meta
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 
 def write(folder: Path, model: LlamaForCausalLM, tokenizer: bytes, ranks: int = 1, rows: bool = False) -> Path:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recipe.checkpoints import pickled, pth, pth_out
 from recipe.checkpoints.source import LazyTensor
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 
 def save(path: Path, state: object, **options: object) -> Path:

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from recipe.checkpoints import tokenizer
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 HARD = [
     "",

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.conversations import formats
-from recipe.conversations.counting import TokenCounter
-from recipe.conversations.filters import Rules
-from recipe.conversations.formats import FORMATS
-from recipe.conversations.jsonstream import Record, Rejected, records
+from recipe.conversations.cleaning.filters import Rules
+from recipe.conversations.formats import detect
+from recipe.conversations.formats.detect import FORMATS
 from recipe.conversations.messages import Conversation
-from recipe.conversations.preparing import Preparation
+from recipe.conversations.pipeline.counting import TokenCounter
+from recipe.conversations.pipeline.prepare import Preparation
+from recipe.conversations.readers.json_stream import Record, Rejected, records
 from recipe.conversations.tokens import encoders
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 from tests.conversations.published import SAMPLES
 
 KEYS = [
@@ -95,7 +95,7 @@ def prepare(counter: TokenCounter, items: list) -> None:
 @given(value=objects)
 @settings(max_examples=400, deadline=None)
 def test_any_object_is_read_or_rejected(counter: TokenCounter, value: dict) -> None:
-    items = list(formats.conversations(Record(0, value), 0, "a.json"))
+    items = list(detect.conversations(Record(0, value), 0, "a.json"))
     assert items
     prepare(counter, items)
 
@@ -117,7 +117,7 @@ def test_a_published_record_with_any_part_replaced(counter: TokenCounter, name: 
     node, key = data.draw(st.sampled_from(range(len(places))).map(places.__getitem__))
     node[key] = data.draw(values)
     for layout in (None, *(item for item in FORMATS.values() if item.matches(record))):
-        items = list(formats.conversations(Record(0, record), 0, "a.json", layout))
+        items = list(detect.conversations(Record(0, record), 0, "a.json", layout))
         assert all(isinstance(item, (Conversation, Rejected)) for item in items)
         prepare(counter, items)
 

@@ -4,7 +4,8 @@ import re
 import unicodedata
 
 from recipe.conversations import identity
-from recipe.conversations.cleaning import clean_text, fingerprint, in_turn
+from recipe.conversations.cleaning.html import clean_text
+from recipe.conversations.cleaning.roles import fingerprint, in_turn
 
 
 def normalised(text: str) -> str:

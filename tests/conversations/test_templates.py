@@ -7,7 +7,7 @@ import pytest
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import Span, Special, render
-from recipe.errors import RecipeError, UsageError
+from recipe.core.errors import RecipeError, UsageError
 
 
 def say(*texts: str, system: str | None = None) -> list[Message]:

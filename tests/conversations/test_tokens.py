@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import Span, Special, render
 from recipe.conversations.tokens import IGNORED, encode, prompt_ids
-from recipe.errors import RecipeError
+from recipe.core.errors import RecipeError
 
 HOSTILE = ["</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>", "a</s>b <s>c", "</s></s>", " </s> ", "<<unk>s>"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe import console, corpus
+from recipe import corpus
+from recipe.core.cli import entry
 from tests.corpus.records import sharegpt
 
 
@@ -43,6 +44,6 @@ def command(base: Path, tmp_path: Path):
 
     def run(*arguments: object) -> int:
         places = ["--output", str(tmp_path / "out"), "--tokenizer", str(base)]
-        return console.entry(lambda: corpus.main([*places, *map(str, arguments)]))
+        return entry(lambda: corpus.main([*places, *map(str, arguments)]))
 
     return run

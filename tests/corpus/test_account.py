@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from recipe import provenance
+from recipe.core.manifest import check_intact, read_manifest
 from tests.corpus.records import samples, sharegpt
 
 
@@ -32,7 +32,7 @@ def test_kept_and_dropped_add_up_on_all_real_files_at_once(command, assets, tmp_
     steps = ["corpus.duplicates=near", "corpus.over_long=truncate", 'corpus.languages_skip=["fr"]', "corpus.script=t2s"]
     steps += ["corpus.repeated_digits=9", "corpus.max_length=800", 'corpus.sample=["lf_kto_en_demo.json=0.5"]']
     assert command("--source", *files, *(item for step in steps for item in ("--set", step))) == 0
-    results = provenance.check_intact(tmp_path / "out")["results"]
+    results = check_intact(tmp_path / "out")["results"]
     assert set(results["sources"]) == {file.name for file in files}
     for account in results["sources"].values():
         for what in ("conversations", "turns"):
@@ -59,7 +59,7 @@ def test_a_bad_record_is_set_aside_with_its_place(command, source, tmp_path, cap
     assert (line["source"], line["reason"]) == ("raw.json", "not_json")
     assert line["text"].startswith('{"id": oops}')
     assert f"raw.json, byte {line['offset']:,}: broken JSON" in capsys.readouterr().err
-    results = provenance.read_manifest(tmp_path / "out")["results"]
+    results = read_manifest(tmp_path / "out")["results"]
     assert results["sources"]["raw.json"]["conversations"] == {"read": 41, "kept": 40, "dropped": {"not_json": 1}}
 
 
@@ -68,7 +68,7 @@ def test_equal_ids_with_other_content_stay_apart(command, tmp_path) -> None:
     (tmp_path / "raw.json").write_text(json.dumps(records))
     assert command("--source", tmp_path / "raw.json", "--set", "corpus.val_fraction=0.0") == 0
     assert [line["id"] for line in samples(tmp_path / "out", "train")] == ["same", "same+2", "same+3"]
-    assert provenance.read_manifest(tmp_path / "out")["results"]["repeated_ids"] == 2
+    assert read_manifest(tmp_path / "out")["results"]["repeated_ids"] == 2
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_turn_of_50_mb_costs_its_own_conversation_and_no_more_than_seconds(com
     started = time.monotonic()
     assert command("--source", tmp_path / "raw.json", "--set", "corpus.max_length=500") == 0
     assert time.monotonic() - started < 60
-    account = provenance.read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
+    account = read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
     assert account["conversations"] == {"read": 4, "kept": 4, "dropped": {}}
     assert account["turns"]["dropped"] == {"over_long_pair": 2}  # the same conversation's other pair is kept
 
@@ -101,7 +101,7 @@ def test_duplicates(command, tmp_path, kind: str, kept: int) -> None:
     settings = ["--set", f"corpus.duplicates={kind}", "--set", "corpus.val_fraction=0.0"]
     assert command("--source", tmp_path / "raw.json", *settings) == 0
     assert len(samples(tmp_path / "out", "train")) == kept
-    account = provenance.read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
+    account = read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
     assert account["conversations"]["kept"] == kept
     assert account["turns"]["read"] == account["turns"]["kept"] + sum(account["turns"]["dropped"].values())
 
@@ -113,7 +113,7 @@ def test_a_mixture_is_reached_by_repeating(command, tmp_path) -> None:
     files = [tmp_path / f"{name}.json" for name in ("big", "small", "other")]
     mixture = 'corpus.mixture=["big.json=2", "small.json=1"]'
     assert command("--source", *files, "--set", mixture, "--set", "corpus.val_fraction=0.0") == 0
-    results = provenance.read_manifest(tmp_path / "out")["results"]
+    results = read_manifest(tmp_path / "out")["results"]
     tokens = results["mixture"]
     assert tokens["small.json"] / tokens["big.json"] == pytest.approx(0.5, rel=0.1)
     lines = samples(tmp_path / "out", "train")
@@ -131,7 +131,7 @@ def test_sources_of_one_name_are_told_apart_and_named_formats_hold(command, tmp_
     files = [tmp_path / name / "raw.json" for name in ("x", "y")]
     settings = ["--set", 'corpus.formats=["y/raw.json=oasst-all"]', "--set", "corpus.val_fraction=0.0"]
     assert command("--source", *files, *settings, "--set", "corpus.duplicates=keep") == 0
-    results = provenance.read_manifest(tmp_path / "out")["results"]
+    results = read_manifest(tmp_path / "out")["results"]
     assert {name: account["conversations"]["kept"] for name, account in results["sources"].items()} == {
         "x/raw.json": 1,
         "y/raw.json": 2,
@@ -142,7 +142,7 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
     question = json.loads(source.read_text())[0]["conversations"][0]["value"]
     (tmp_path / "prompts.txt").write_text(f"{question}\n\nsomething else\n")
     assert command("--source", source, "--set", f'corpus.decontaminate=["{tmp_path}/prompts.txt"]') == 0
-    account = provenance.read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
+    account = read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]
     assert account["conversations"]["dropped"] == {"contaminated": 1}
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
 

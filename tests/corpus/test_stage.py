@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from recipe import console, corpus, provenance
-from recipe.config import Base, Config
+from recipe import corpus
 from recipe.conversations import identity
-from recipe.conversations.formats import Message
+from recipe.conversations.messages import Message
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
+from recipe.core.cli import INTERRUPTED
+from recipe.core.config import Base, Config
+from recipe.core.manifest import check_intact, read_manifest
 from tests.corpus.records import samples, sharegpt
 
 
@@ -32,7 +34,7 @@ def test_every_turn_is_in_one_part_and_every_number_holds(command, source, token
     assert min(map(len, conversations.values())) >= 4
     assert {line["source"] for part in parts.values() for line in part} == {"raw.json"}
 
-    results = provenance.check_intact(out)["results"]
+    results = check_intact(out)["results"]
     for name, part in parts.items():
         encoded = [
             encode(tokenizer, render("vicuna_v1.1", [Message(**message) for message in line["messages"]]))
@@ -64,7 +66,7 @@ def test_neither_part_of_a_small_corpus_is_empty(command, tmp_path, share: float
     sides = [{line["id"].split("#")[0] for line in samples(tmp_path / "out", part)} for part in ("train", "val")]
     assert sorted(map(len, sides)) == [1, 1]
     assert sides[0] | sides[1] == {"c1", "c2"}
-    results = provenance.read_manifest(tmp_path / "out")["results"]
+    results = read_manifest(tmp_path / "out")["results"]
     assert results["samples"] == {part: len(samples(tmp_path / "out", part)) for part in ("train", "val")}
     assert all(results["tokens"].values())
 
@@ -94,7 +96,7 @@ def test_identity_is_repeated_in_the_training_part_only(command, source, tmp_pat
     assert len(set(texts[0]) | set(texts[1])) == len(identity.training("Ada", "Lovelace Works"))
     everything = samples(tmp_path / "out", "train")
     assert len({line["id"] for line in everything}) == len(everything)
-    results = provenance.read_manifest(tmp_path / "out")["results"]
+    results = read_manifest(tmp_path / "out")["results"]
     assert results["samples"]["train"] == len(everything)
 
 
@@ -115,10 +117,10 @@ def test_what_is_done_is_skipped_and_what_changed_is_made_again(command, source,
 
 def test_the_same_work_leaves_the_same_bytes(command, source, tmp_path) -> None:
     assert command("--source", source) == 0
-    first = provenance.read_manifest(tmp_path / "out")
+    first = read_manifest(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "first")
     assert command("--source", source) == 0
-    assert provenance.read_manifest(tmp_path / "out") == first
+    assert read_manifest(tmp_path / "out") == first
     assert str(tmp_path) not in json.dumps(first)
 
 
@@ -130,7 +132,7 @@ def test_a_dry_run_touches_nothing(command, source, tmp_path, capsys) -> None:
 
 def test_json_is_the_manifest(command, source, tmp_path, capsys) -> None:
     assert command("--source", source, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == provenance.read_manifest(tmp_path / "out")
+    assert json.loads(capsys.readouterr().out) == read_manifest(tmp_path / "out")
 
 
 def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, capsys) -> None:
@@ -144,7 +146,7 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, console.INTERRUPTED)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, INTERRUPTED)])
 def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, sent, code: int) -> None:
     """Killed alone, or with Ctrl-C, which reaches all of a terminal's processes."""
     raw = tmp_path / "raw.json"
@@ -189,7 +191,7 @@ def test_an_export_is_a_source_like_any_other(command, source, tmp_path, layout:
     assert command("--source", source, "--export", layout) == 0
     assert command("--export", layout) == 0  # of what is there already
     exported = tmp_path / f"out-{layout}"
-    provenance.check_intact(exported)
+    check_intact(exported)
     first = samples(tmp_path / "out", "train")
     assert command("--source", exported / "train.json", "--set", "corpus.val_fraction=0.0") == 0
     again = samples(tmp_path / "out", "train")

@@ -85,13 +85,16 @@ def test_int8_costs_at_most_half_a_percent_of_perplexity(first, assets):
     import torch
     from datasets import Dataset
 
-    from recipe import data, model
-    from recipe.conversations.formats import Conversation, read
+    from recipe.conversations.formats.detect import read
+    from recipe.conversations.messages import Conversation
     from recipe.conversations.templates import render
     from recipe.conversations.tokens import encode
+    from recipe.model.likelihood import held_out_nll
+    from recipe.model.load import load_base, load_tokenizer
+    from recipe.training import dataset
 
     base = ROOT / "weights" / "smollm2-135m-instruct"
-    tokenizer = model.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for item in read(assets / "conversations" / "oa_en_100_tree.jsonl"):
         roles = [message.role for message in item.messages] if isinstance(item, Conversation) else []
@@ -105,8 +108,8 @@ def test_int8_costs_at_most_half_a_percent_of_perplexity(first, assets):
     samples = Dataset.from_dict(rows)
     perplexity = {}
     for precision in ("fp32", "int8"):
-        loaded = model.load(base, precision, torch.device("cpu"))
-        nll, count = model.held_out_nll(loaded, data.batches(samples, 1024))
+        loaded = load_base(base, precision, torch.device("cpu"))
+        nll, count = held_out_nll(loaded, dataset.batches(samples, 1024))
         perplexity[precision] = math.exp(nll / count)
     assert count > 4000
     ratio = perplexity["int8"] / perplexity["fp32"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import config as configs
-from recipe.config import Config
+from recipe.core import config as configs
+from recipe.core.config import Config
 
 pytestmark = pytest.mark.p100
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,11 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
 
 def test_7b_loads_under_8_5_gb(p100, weights_7b):
     pytest.importorskip("transformers")
-    from recipe import model
+    from recipe.model.load import load_base
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    loaded = model.load(weights_7b, "int8", p100)
+    loaded = load_base(weights_7b, "int8", p100)
     peak = torch.cuda.max_memory_allocated()
     print(f"7B in int8: {peak / GB:.2f} GB at most while loading")
     assert peak < 8.5 * GB

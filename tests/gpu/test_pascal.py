@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recipe.pascal import gemm, memory, probe
+from recipe.pascal import gemm, probe
 from recipe.pascal.attention import packed_attention
 from recipe.pascal.int8 import Int8Linear, dequantize, quantize
 from recipe.pascal.loss import chunked_nll
 from recipe.pascal.recompute import recompute_first
+from recipe.planning import memory
 from tests.pascal import fp16
+from tests.planning import instruments
 
 pytestmark = pytest.mark.gpu
 
@@ -124,7 +126,7 @@ def test_attention_over_a_long_conversation_makes_no_square(device, dtype):
         output.sum().backward()
 
     work()
-    assert memory.peak_bytes(work, device) < heads * length**2 * 2
+    assert instruments.peak_bytes(work, device) < heads * length**2 * 2
 
 
 def test_a_shared_beginning_gives_what_each_with_its_own_gives(device, dtype):
@@ -259,7 +261,7 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
 
     work()
     work()
-    peak = memory.peak_bytes(work, device)
+    peak = instruments.peak_bytes(work, device)
     estimate = memory.estimate(shape, step, recomputed)
     expected = estimate.peak - estimate.weights - estimate.adapters - estimate.optimizer
     print(f"{recomputed} of 4 layers recomputed: {peak / 2**20:.0f} MiB, the plan says {expected / 2**20:.0f}")

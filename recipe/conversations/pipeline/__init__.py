@@ -1,0 +1,1 @@
+"""The corpus build: sources to shards to train.jsonl and val.jsonl, on all cores."""

@@ -1,0 +1,1 @@
+"""Files to JSON records: streaming JSON, gzip, Parquet and Arrow."""

@@ -1,0 +1,86 @@
+"""How every command behaves: flags, exit codes, errors in one sentence."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipe.core import config
+from recipe.core.errors import RecipeError, UsageError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def build_parser(stage: str, description: str, example: str, fields: bool = True) -> argparse.ArgumentParser:
+    """A stage's argument parser: --config, --set, --dry-run, --json, and the config's fields as help."""
+    known = (
+        "\n".join(["fields for --set and the config file:", *(f"  {line}" for line in config.describe())])
+        if fields
+        else ""
+    )
+    out = argparse.ArgumentParser(
+        prog=f"python -m recipe.{stage}",
+        description=description,
+        epilog=f"example:\n  {example}\n\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument(
+        "--config", type=Path, metavar="FILE", help="a run's TOML; the shipped ones lie in recipe/configs/"
+    )
+    out.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one field, as in --set train.epochs=3; repeatable",
+    )
+    out.add_argument("--dry-run", action="store_true", help="say what would be done and touch nothing")
+    out.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return out
+
+
+def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None) -> config.Config:
+    """The run's config from --config, then --set, then the stage's own flags (None: not given)."""
+    overrides = config.parse_set(args.set)
+    overrides.update({key: value for key, value in (flags or {}).items() if value is not None})
+    return config.load(args.config, overrides)
+
+
+def add_run(out: argparse.ArgumentParser, needed: bool = True) -> None:
+    """--run for the stages that judge or use a finished run."""
+    out.add_argument("--run", type=Path, required=needed, metavar="DIR", help="a run's folder, as runs/demo/latest")
+
+
+def load_run(args: argparse.Namespace) -> tuple[config.Config, Path]:
+    """(config, folder) of --run: the config that the run left in its folder, then --set. --config is not for these."""
+    if args.config:
+        raise UsageError("--config does not go with --run: the run's own config.toml is used; change fields with --set")
+    if not (args.run / "config.toml").is_file():
+        raise UsageError(f"{args.run} is no run (it has no config.toml): train one first, or name runs/<name>/latest")
+    return config.load(args.run / "config.toml", config.parse_set(args.set)), Path(os.path.relpath(args.run.resolve()))
+
+
+def entry(main: Callable[[], int]) -> int:
+    """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit."""
+    try:
+        return main()
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written is left; the same command goes on or starts again", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        what = (
+            "no space is left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "writing is not allowed"
+        )
+        print(
+            f"error: {what}{where}: free some or name another place, then run the same command again", file=sys.stderr
+        )
+        return 1

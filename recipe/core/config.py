@@ -1,0 +1,297 @@
+"""One TOML file is a run: frozen dataclasses, one documented line per field, unknown keys are errors.
+
+The documented lines are the `--help` too (`describe`), and the resolved copy in a run's directory (`dump`) replays it.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipe.core.errors import UsageError
+
+
+def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...] = ()) -> Any:
+    """A config field. `hashed=False` marks what cannot change a result: where things lie, how often to save."""
+    return field(default=default, metadata={"doc": doc, "hashed": hashed, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained model."""
+
+    source: str = opt("", "raw weights: a folder (Meta consolidated.*.pth, Hugging Face) or a .gguf file", hashed=False)
+    path: str = opt("", "converted weights: `convert` writes them here, every later stage reads them", hashed=False)
+    dtype: str = opt("fp16", "how converted weights are stored", choices=("fp16", "fp32"))
+    precision: str = opt(
+        "int8", "how the frozen base is held in memory while training", choices=("int8", "nf4", "fp16", "fp32")
+    )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The conversations."""
+
+    sources: tuple[str, ...] = opt(
+        (), "raw conversations: JSON, JSON lines or Parquet files, or folders that `datasets` saved", hashed=False
+    )
+    formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
+    path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
+    template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
+    max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
+    val_fraction: float = opt(0.02, "share of the conversations held out for validation")
+    seed: int = opt(0, "seed of the hold-out")
+    identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
+    identity_organisation: str = opt("", "who the model says it was made by")
+    identity_repeat: int = opt(1, "how often the identity conversations are mixed into the training part")
+    html: bool = opt(True, "turn a chat page's HTML into Markdown")
+    replace: tuple[str, ...] = opt((), "rules 'pattern => text', regular expressions, applied to every turn in order")
+    script: str = opt(
+        "keep", "Chinese script: t2s makes traditional simplified, s2t the reverse", choices=("keep", "t2s", "s2t")
+    )
+    repair_roles: bool = opt(True, "bring roles in turn where that is clear; false: drop such conversations")
+    rounds: int = opt(0, "keep the first so many questions with their answers; 1 makes single rounds, 0 keeps all")
+    blocked_words: tuple[str, ...] = opt((), "drop conversations that hold one of these words")
+    languages_keep: tuple[str, ...] = opt((), "ISO 639-1 codes of the only languages kept; empty: all")
+    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages left out")
+    repeated_digits: int = opt(0, "drop conversations in which a digit comes so many times in a row; 0: off")
+    decontaminate: tuple[str, ...] = opt(
+        (),
+        "files of evaluation prompts, one a line or in any known format; conversations with one are dropped",
+        hashed=False,
+    )
+    duplicates: str = opt(
+        "exact",
+        "which repeated conversations are dropped: none, equal texts, similar ones too",
+        choices=("keep", "exact", "near"),
+    )
+    near_threshold: float = opt(0.8, "Jaccard similarity of three-word runs from which conversations are near")
+    over_long: str = opt(
+        "drop", "a pair over max_length: drop it, or truncate its answer at a sentence", choices=("drop", "truncate")
+    )
+    sample: tuple[str, ...] = opt((), "NAME=SHARE: the share of a source's conversations that is used, as raw.json=0.1")
+    mixture: tuple[str, ...] = opt(
+        (), "NAME=WEIGHT: the named sources' tokens in the training part are as their weights, by repeating samples"
+    )
+    processes: int = opt(0, "processes that prepare; 0: one a core", hashed=False)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = opt(8, "r: rank of the update")
+    alpha: int = opt(16, "the update is scaled by alpha / r")
+    dropout: float = opt(0.05, "dropout on the adapter's input")
+    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "the linear layers that get an adapter")
+
+
+@dataclass(frozen=True)
+class Train:
+    """The optimisation."""
+
+    seed: int = opt(0, "seed of adapter initialisation, data order and dropout")
+    epochs: float = opt(1.0, "passes over the corpus")
+    micro_batch_tokens: int = opt(
+        2048, "tokens per forward pass: whole conversations side by side, at least corpus.max_length"
+    )
+    accumulation: int = opt(16, "forward passes per optimizer step")
+    learning_rate: float = opt(3e-4, "peak learning rate")
+    warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
+    optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
+    accumulate: str = opt(
+        "fp32",
+        "sums of the frozen int8 layers' matmuls; fp16, on a card that is faster so and exact enough: a P100 may be",
+        choices=("fp32", "fp16"),
+    )
+    weight_decay: float = opt(0.0, "AdamW weight decay")
+    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
+    recompute: int | str = opt(
+        "auto",
+        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all; "
+        "auto: as few as fit the memory that is free",
+        hashed=False,
+        choices=("auto",),
+    )
+    eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
+    save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
+    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What the tuned model is asked."""
+
+    prompts: tuple[str, ...] = opt(
+        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by base and tuned model"
+    )
+    max_new_tokens: int = opt(96, "longest answer in tokens")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    name: str = opt("vicuna", "the run's name: it lands under runs/<name>/")
+    runs: str = opt("runs", "where runs land", hashed=False)
+    base: Base = field(default_factory=Base)
+    corpus: Corpus = field(default_factory=Corpus)
+    lora: Lora = field(default_factory=Lora)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a run's TOML (or start from the defaults) and apply `overrides`, dotted keys to values.
+
+    Raises UsageError: no such file, not TOML, an unknown key (the nearest known one is named), a wrong type.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"no config file at {path}: the shipped ones lie in recipe/configs/") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not TOML: {error}") from None
+    for dotted, value in (overrides or {}).items():
+        *sections, key = dotted.split(".")
+        target = table
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"{dotted}: {section} is a value, not a section")
+        target[key] = value
+    return _build(Config, table, where=str(path) if path else "the command line")
+
+
+def parse_set(assignments: list[str]) -> dict[str, Any]:
+    """`section.key=value` from the command line; the value is read as TOML, a bare word as a string."""
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: expected section.key=value")
+        try:
+            overrides[dotted.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[dotted.strip()] = text
+    return overrides
+
+
+def dump(config: Config) -> str:
+    """The resolved config as TOML, every field with its documented line. `load` reads it back unchanged."""
+    return "\n".join(_toml(config, prefix="")) + "\n"
+
+
+def hashed(config: Any) -> dict[str, Any]:
+    """The config as plain values without the fields that cannot change a result."""
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            out[item.name] = hashed(value)
+        elif item.metadata["hashed"]:
+            out[item.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def describe() -> Iterator[str]:
+    """One line per field for `--help`: dotted name, default, what it is."""
+    for dotted, item in _fields(Config):
+        default = "" if item.default in ("", ()) else f" (default {_toml_value(item.default)})"
+        choices = f" [{'|'.join(item.metadata['choices'])}]" if item.metadata["choices"] else ""
+        yield f"{dotted}: {item.metadata['doc']}{choices}{default}"
+
+
+def required(config: Config, dotted: str, flag: str = "") -> Any:
+    """The value of a field this stage cannot do without. Raises UsageError where it is empty."""
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    if not value:
+        how = f"pass {flag} or set it" if flag else "set it"
+        raise UsageError(f"{dotted} is empty: {how} in the config ({_doc(dotted)})")
+    return value
+
+
+def _doc(dotted: str) -> str:
+    return next(item.metadata["doc"] for name, item in _fields(Config) if name == dotted)
+
+
+def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.type):
+            yield from _fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise UsageError(f"unknown key {prefix}{key} in {where}; {hint}")
+    values = {}
+    for key, value in table.items():
+        item, dotted = known[key], prefix + key
+        if dataclasses.is_dataclass(item.type):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{dotted} in {where} is a section, found {value!r}")
+            values[key] = _build(item.type, value, where, f"{dotted}.")
+        else:
+            values[key] = _checked(item, value, dotted, where)
+    return cls(**values)
+
+
+def _checked(item: dataclasses.Field, value: Any, dotted: str, where: str) -> Any:
+    """`value` as the field's type; an int is accepted for a float, a list of strings for a tuple."""
+    expected: Any = item.type
+    choices = item.metadata["choices"]
+    if isinstance(expected, types.GenericAlias):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+            raise UsageError(f"{dotted} in {where}: expected a list of strings, found {value!r}")
+        return tuple(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(expected, types.UnionType):  # a number, or one of a few words
+        wrong = type(value) is not int and value not in choices
+        known = f"a whole number or {', '.join(choices)}"
+    elif choices:
+        wrong, known = value not in choices, f"one of {', '.join(choices)}"
+    else:
+        wrong, known = type(value) is not expected, expected.__name__
+    if wrong:
+        raise UsageError(f"{dotted} in {where}: expected {known}, found {value!r}")
+    return value
+
+
+def _toml(config: Any, prefix: str) -> Iterator[str]:
+    sections = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            sections.append((item.name, value))
+        else:
+            yield f"{item.name} = {_toml_value(value)}  # {item.metadata['doc']}"
+    for name, value in sections:
+        yield f"\n[{prefix}{name}]"
+        yield from _toml(value, f"{prefix}{name}.")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)  # TOML's basic strings and integers are JSON's

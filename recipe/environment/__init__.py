@@ -1,0 +1,1 @@
+"""What the recipe runs on: locks, wheels, device code, driver and GPU."""

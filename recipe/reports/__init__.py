@@ -1,0 +1,1 @@
+"""Reports for people, from what the stages leave."""

@@ -1,0 +1,1 @@
+"""The training loop: packed data set, Trainer, callbacks, checkpoints."""

@@ -1,0 +1,77 @@
+"""What is said to a config that does not fit: enough, no more than that, and in the fields it has."""
+
+import pytest
+
+from recipe import plan
+from recipe.core import config as configs
+from recipe.core.config import Config
+from recipe.planning import advice, sizing
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def bad(size: str, changes: dict) -> tuple[Config, object]:
+    config = configs.load(None, {"base.path": f"weights/llama-{size}", **changes})
+    shape, _ = sizing.read_shape(config, None)
+    assert not advice.fits(config, shape, {})
+    return config, shape
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "expected"),
+    [
+        ("7b", {"train.recompute": 0}, 'set train.recompute = "auto", or base.precision = "nf4"'),
+        ("7b", {"base.precision": "fp32"}, 'set base.precision = "fp16"'),
+        ("13b", {"base.precision": "fp16"}, 'set base.precision = "int8"'),
+        ("7b", {"train.micro_batch_tokens": 65536}, "set train.micro_batch_tokens = 16384"),
+        ("7b", {"lora.rank": 512, "lora.target_modules": ALL}, "set lora.rank = 128"),
+        (
+            "7b",
+            {"train.micro_batch_tokens": 32768, "train.recompute": 0},
+            'set train.recompute = "auto" and train.micro_batch_tokens = 16384',
+        ),
+        (
+            "7b",
+            {"train.micro_batch_tokens": 65536, "corpus.max_length": 65536},
+            "set corpus.max_length = 16384 and train.micro_batch_tokens = 16384 (and prepare the corpus again)",
+        ),
+        (
+            "13b",
+            {"base.precision": "fp32", "train.micro_batch_tokens": 32768},
+            'set train.micro_batch_tokens = 2048 and base.precision = "int8"',
+        ),
+    ],
+)
+def test_the_mildest_change_that_is_enough(size, changes, expected):
+    assert advice.advice(*bad(size, changes)) == expected
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("recompute", [0, -1, "auto"])
+@pytest.mark.parametrize("rank", [8, 1024])
+@pytest.mark.parametrize(("budget", "length"), [(2048, 1024), (32768, 2048), (32768, 32768)])
+def test_what_it_advises_fits_and_is_a_config(size, precision, recompute, rank, budget, length):
+    """The sentence is read as a person would: each alternative is set, all of its fields."""
+    changes = {"base.precision": precision, "train.recompute": recompute, "lora.rank": rank}
+    changes |= {"train.micro_batch_tokens": budget, "corpus.max_length": length, "base.path": f"weights/llama-{size}"}
+    config = configs.load(None, changes)
+    result = plan.run(config)
+    if result["memory"]["fits"]:
+        assert result["advice"] == ""
+        return
+    said = result["advice"].removeprefix("set ").removesuffix(" (and prepare the corpus again)")
+    for choice in said.split(", or "):
+        fields = configs.parse_set(choice.split(" and "))
+        assert fields and all(configs.load(None, {**changes, key: value}) != config for key, value in fields.items())
+        assert plan.run(configs.load(None, {**changes, **fields}))["memory"]["fits"], choice
+
+
+def test_where_nothing_is_enough_it_says_so(monkeypatch):
+    monkeypatch.setattr(advice, "P100_BUDGET", 1 << 30)
+    assert advice.advice(*bad("7b", {})) == "no setting of this recipe makes it fit: take a smaller base"
+
+
+@pytest.mark.parametrize(("value", "least", "expected"), [(2048, 256, [1024, 512, 256]), (9, 2, [4, 2]), (8, 8, [])])
+def test_halved(value, least, expected):
+    assert advice.halved(value, least) == expected
