@@ -2,8 +2,10 @@
 # RECIPE_PYTHON names a Python that already has the locked packages (the image sets it); otherwise .venv is built.
 
 CONFIG ?= recipe/configs/vicuna-7b-p100.toml
-RUN ?= runs/$(shell sed -n 's/^name *= *"\(.*\)".*/\1/p' $(CONFIG) | head -n 1)/latest
+RUN ?=
 TO ?= hf
+# A stage that uses a run takes RUN, or finds the latest run of CONFIG.
+FROM = $(if $(RUN),--run $(RUN),--config $(CONFIG))
 PYTHON ?= python3.11
 DEMO := recipe/configs/demo.toml
 DEMO_RUN := runs/demo/latest
@@ -67,16 +69,16 @@ train: $(READY) ## train the adapter; the same command resumes
 	$(PY) -m recipe.train --config $(CONFIG)
 
 evaluate: $(READY) ## held-out loss and answers, base and tuned
-	$(PY) -m recipe.evaluate --run $(RUN)
+	$(PY) -m recipe.evaluate $(FROM)
 
 merge: $(READY) ## adapter into the weights: TO=hf, meta or gguf
-	$(PY) -m recipe.merge --run $(RUN) --to $(TO)
+	$(PY) -m recipe.merge $(FROM) --to $(TO)
 
 chat: $(READY) ## talk to the tuned model
-	@$(PY) -m recipe.chat --run $(RUN)
+	@$(PY) -m recipe.chat $(FROM)
 
 report: $(READY) ## the outcome of a run on one page
-	@$(PY) -m recipe.report --run $(RUN)
+	@$(PY) -m recipe.report $(FROM)
 
 demo: $(READY) ## the whole recipe on a real small model, on this machine's CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"

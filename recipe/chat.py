@@ -55,7 +55,8 @@ def from_run(args: Any) -> Chat:
     from recipe.model.adapter import load_adapter
     from recipe.model.load import default_device, load_base, load_tokenizer
 
-    config, folder = load_run(args)
+    config, opened = load_run(args)
+    folder = opened.folder
     base = Path(config.base.path)
     check_inputs(folder, {"base": base})
     tokenizer = load_tokenizer(base)
@@ -102,7 +103,7 @@ def stream(chat: Chat, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", 'python -m recipe.chat --run runs/demo/latest --prompt "Who are you?"')
-    add_run(parser, needed=False)
+    add_run(parser)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a merged or converted folder, instead of --run")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this one question and leave")
     parser.add_argument(
@@ -113,16 +114,20 @@ def main(argv: list[str] | None = None) -> int:
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default) always takes the likeliest"
     )
     args = parser.parse_args(argv)
-    if bool(args.run) == bool(args.model):
+    if bool(args.run or args.config) == bool(args.model):
         raise UsageError("name either a run (--run runs/demo/latest) or a folder of weights (--model DIR)")
     if args.dry_run:
-        show({"run": str(args.run or args.model)}, f"would talk to {args.run or args.model}", args.json)
+        show(
+            {"run": str(args.run or args.config or args.model)},
+            f"would talk to {args.run or args.config or args.model}",
+            args.json,
+        )
         return 0
     from transformers import logging
 
     logging.set_verbosity_error()
     say("loading the model")
-    chat = from_run(args) if args.run else from_folder(args)
+    chat = from_folder(args) if args.model else from_run(args)
     if args.prompt is None:
         loop(chat)
     elif args.json:

@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.evaluate --run runs/demo/latest")
     add_run(parser)
     args = parser.parse_args(argv)
-    config, folder = load_run(args)
+    config, opened = load_run(args)
+    folder = opened.folder
     if args.dry_run:
         proof = proof_of(config, folder)
         show(proof, f"would ask {len(config.evaluate.prompts)} prompts -> {folder / EVAL}", args.json)
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
     if found := result.get("identity"):
         rows.append(["identity", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
-    text = f"{table(rows)}\nanswers: {args.run / SAMPLES}\nnext: python -m recipe.merge --run {args.run} --to hf"
+    text = f"{table(rows)}\nanswers: {folder / SAMPLES}\nnext: python -m recipe.merge --run {folder} --to hf"
     show(result, text, args.json)
     return 0
 

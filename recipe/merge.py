@@ -200,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     add_run(parser)
     parser.add_argument("--to", choices=("hf", "meta", "gguf"), default="hf", help="the format to leave (default hf)")
     args = parser.parse_args(argv)
-    config, folder = load_run(args)
+    config, opened = load_run(args)
+    folder = opened.folder
     output = folder / ("merged" if args.to == "hf" else f"merged-{args.to}")
     if args.dry_run:
         shards = [file.name for file in sorted(Path(config.base.path).glob("*.safetensors"))]
@@ -208,7 +209,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     manifest = run(config, folder, args.to)
     error = manifest["results"]["logit_error"]
-    output = args.run / output.name
     text = f"merged -> {output} (logits within {error:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
     add_run(parser)
     args = parser.parse_args(argv)
-    load_run(args)  # says what is wrong with --run, if anything is
-    result = run(args.run)
+    _, found = load_run(args)
+    result = run(found.folder)
     show(result, page(result), args.json)
     return 0
 

@@ -1,6 +1,5 @@
 """Train a LoRA adapter on a frozen base: one TOML file in, runs/<name>/<id>/ out. The same command resumes."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import UnfitError
-from recipe.core.files import MANIFEST, atomic_file, atomic_folder, digest
+from recipe.core.files import atomic_folder, digest
 from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
+from recipe.core.run import Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
@@ -44,20 +44,21 @@ def run(config: Config) -> dict[str, Any]:
     check_device(config, where)
     logging.set_verbosity_error()
     (inputs, copy), settings = inputs_of(config), settings_of(config)
-    folder = folder_of(config, settings, inputs)
+    run_folder = run_of(config, settings, inputs)
+    folder = run_folder.folder
     if manifest := completed(folder, STAGE, settings, inputs):
-        point_latest(folder)
+        run_folder.point_latest()
         say(f"{folder} is trained already: its manifest holds")
         return manifest
-    say_if_another_is_unfinished(folder, config)
-    begin(folder, config)
+    say_if_another_is_unfinished(run_folder, config)
+    run_folder.begin(config)
 
     base, corpus = Path(config.base.path), Path(config.corpus.path)
     tokenizer = load_tokenizer(base)
     rows = dataset.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
     val_rows = dataset.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
 
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+    checkpoint = newest_checkpoint(run_folder.checkpoints)
     if checkpoint:
         check_packs(checkpoint, dataset.packs_of(rows, config.train, dataset.shared_start(rows)))
     recomputed = recomputed_layers(config, where)
@@ -77,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     held_out = loop.evaluate()["eval_loss"]
-    save_adapter(tuned, folder / "adapter")
+    save_adapter(tuned, run_folder.adapter)
     return write_manifest(folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",))
 
 
@@ -141,34 +142,17 @@ def settings_of(config: Config) -> dict[str, Any]:
     }
 
 
-def folder_of(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
-    """runs/<name>/<id>"""
-    return Path(config.runs) / config.name / digest({"config": settings, "inputs": inputs})[:12]
+def run_of(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
+    """The run whose id is the digest of these settings and inputs."""
+    return Run.of(config, digest({"config": settings, "inputs": inputs})[:12])
 
 
-def begin(folder: Path, config: Config) -> None:
-    """Leave what replays the run, and point `latest` at it."""
-    with atomic_file(folder / "config.toml") as file:
-        file.write(configs.dump(config))
-    point_latest(folder)
-
-
-def point_latest(folder: Path) -> None:
-    """runs/<name>/latest -> this run, swapped in one step."""
-    fresh = folder.with_name(".latest")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder.name)
-    os.replace(fresh, folder.with_name("latest"))
-
-
-def say_if_another_is_unfinished(folder: Path, config: Config) -> None:
+def say_if_another_is_unfinished(run: Run, config: Config) -> None:
     """A changed config makes another run; nobody should find out after a day that theirs started over."""
-    latest = folder.with_name("latest")
-    if not latest.exists() or latest.resolve() == folder.resolve() or (latest / MANIFEST).is_file():
+    if not (other := run.unfinished_latest()):
         return
-    old = configs.load(latest / "config.toml")
-    changed = "; ".join(differences(configs.hashed(old), configs.hashed(config))) or "its base or corpus"
-    say(f"this starts a new run: {latest.resolve().name} is unfinished and differs in {changed}")
+    changed = "; ".join(differences(configs.hashed(other.config()), configs.hashed(config))) or "its base or corpus"
+    say(f"this starts a new run: {other.folder.name} is unfinished and differs in {changed}")
 
 
 def save_adapter(tuned: Any, folder: Path) -> None:
@@ -211,7 +195,7 @@ def preview(config: Config) -> dict[str, Any]:
     rows = dataset.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
     packs = dataset.packs_of(rows, train, dataset.shared_start(rows))
     return {
-        "run": str(folder_of(config, settings, inputs)),
+        "run": str(run_of(config, settings, inputs).folder),
         "samples": len(rows),
         "tokens_per_step": train.micro_batch_tokens * train.accumulation,
         "steps": len(packs) // train.accumulation,
@@ -230,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     manifest = run(config)
     results = manifest["results"]
-    latest = Path(config.runs) / config.name / "latest"
+    latest = Run.latest(config)
     text = (
         f"trained {results['steps']} steps on {results['trained_tokens']:,} assistant tokens; "
         f"held-out loss {results['held_out_loss']:.4f}; adapter in {latest}/adapter\n"

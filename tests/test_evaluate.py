@@ -75,4 +75,4 @@ def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, capsys):
     assert entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
     assert "did not finish" in capsys.readouterr().err
     assert entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err

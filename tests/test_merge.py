@@ -146,5 +146,5 @@ def test_command_line(trained, capsys):
     assert merge.main(["--run", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"]["logit_error"] < merge.TOLERANCE
     assert entry(lambda: merge.main(["--run", str(folder), "--config", "x.toml"])) == 2
-    assert "--config does not go with --run" in capsys.readouterr().err
+    assert "pass either --run DIR or --config FILE" in capsys.readouterr().err
     evaluate.run(config, folder)

@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
+from recipe.core.run import Run
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -49,18 +49,24 @@ def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None
     return config.load(args.config, overrides)
 
 
-def add_run(out: argparse.ArgumentParser, needed: bool = True) -> None:
+def add_run(parser: argparse.ArgumentParser) -> None:
     """--run for the stages that judge or use a finished run."""
-    out.add_argument("--run", type=Path, required=needed, metavar="DIR", help="a run's folder, as runs/demo/latest")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="a run's folder, as runs/demo/latest; default: the latest of --config"
+    )
 
 
-def load_run(args: argparse.Namespace) -> tuple[config.Config, Path]:
-    """(config, folder) of --run: the config that the run left in its folder, then --set. --config is not for these."""
-    if args.config:
-        raise UsageError("--config does not go with --run: the run's own config.toml is used; change fields with --set")
-    if not (args.run / "config.toml").is_file():
-        raise UsageError(f"{args.run} is no run (it has no config.toml): train one first, or name runs/<name>/latest")
-    return config.load(args.run / "config.toml", config.parse_set(args.set)), Path(os.path.relpath(args.run.resolve()))
+def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
+    """The run of --run, or the latest one of --config, and the config that it left, with --set applied.
+
+    Raises UsageError where both or neither are given, or where there is no such run.
+    """
+    if bool(args.run) == bool(args.config):
+        raise UsageError(
+            "pass either --run DIR or --config FILE: a run keeps its own config.toml, whose fields --set can change"
+        )
+    run = Run.open(args.run or Run.latest(config.load(args.config)))
+    return run.config(config.parse_set(args.set)), run
 
 
 def entry(main: Callable[[], int]) -> int:

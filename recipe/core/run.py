@@ -1,0 +1,105 @@
+"""A run's folder, `runs/<name>/<id>`: every name inside it, its beginning, and `latest`.
+
+runs/<name>/latest -> <id>
+runs/<name>/<id>/
+  config.toml manifest.json metrics.jsonl matmul.json
+  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  samples.md
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe.core import config as configs
+from recipe.core.config import Config
+from recipe.core.errors import UsageError
+from recipe.core.files import MANIFEST, atomic_file
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run, whether or not it exists yet."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, config: Config, run_id: str) -> "Run":
+        """The folder of the run of `config` with this id."""
+        return cls(Path(config.runs) / config.name / run_id)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """An existing run; `path` may be the `latest` link. Raises UsageError where `path` is not a run."""
+        if not (path / "config.toml").is_file():
+            raise UsageError(
+                f"{path} is not a run (it has no config.toml): train one first, or pass --run runs/<name>/latest"
+            )
+        return cls(Path(os.path.relpath(path.resolve())))
+
+    @classmethod
+    def latest(cls, config: Config) -> Path:
+        """The link to the newest run of this name. It may not exist."""
+        return Path(config.runs) / config.name / LATEST
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.folder / MANIFEST
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def matmul(self) -> Path:
+        """The accumulation dtype chosen per layer shape."""
+        return self.folder / "matmul.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def eval_json(self) -> Path:
+        return self.folder / "eval.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.md"
+
+    def merged(self, to: str = "hf") -> Path:
+        """The merged weights in the format `to`."""
+        return self.folder / ("merged" if to == "hf" else f"merged-{to}")
+
+    def config(self, overrides: dict[str, object] | None = None) -> Config:
+        """The resolved config that the run left, with `overrides` applied."""
+        return configs.load(self.config_file, overrides)
+
+    def begin(self, config: Config) -> None:
+        """Write the resolved config, which replays the run, and point `latest` here."""
+        with atomic_file(self.config_file) as file:
+            file.write(configs.dump(config))
+        self.point_latest()
+
+    def point_latest(self) -> None:
+        """runs/<name>/latest -> this run, replaced in one step."""
+        fresh = self.folder.with_name(f".{LATEST}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(self.folder.name)
+        os.replace(fresh, self.folder.with_name(LATEST))
+
+    def unfinished_latest(self) -> "Run | None":
+        """The run that `latest` points to, if it is another one and has no manifest yet."""
+        link = self.folder.with_name(LATEST)
+        if not link.exists() or link.resolve() == self.folder.resolve() or (link / MANIFEST).is_file():
+            return None
+        return Run(link.resolve())
