@@ -124,7 +124,7 @@ def from_hub(repository: str, settings: dict[str, str], output: Path, kind: str 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=False)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=())
     parser.add_argument("name", help="a name from recipe/configs/sources.toml, or owner/name of a hub repository")
     parser.add_argument(
         "--revision", metavar="REV", help="branch, tag or commit of a hub repository; the commit is kept"

@@ -16,6 +16,7 @@ from recipe.core.run import Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
+from recipe.planning.hardware import MARGIN_MIB, MIB
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ def check_device(config: Config, where: "torch.device") -> None:
     import torch
 
     if where.type != "cuda":
-        if reason := sizing.why_not_cpu(config, sizing.known_shape(config)):
+        if reason := sizing.explain_no_cpu(config, sizing.known_shape(config)):
             raise UnfitError(reason)
         return
     major, minor = torch.cuda.get_device_capability(where)
@@ -106,11 +107,10 @@ def recomputed_layers(config: Config, where: "torch.device") -> int:
     """
     import torch
 
-    on_card = where.type == "cuda"
-    free = torch.cuda.mem_get_info(where)[0] if on_card else sizing.available_memory()
-    shape, _ = sizing.read_shape(config, None)
-    step = sizing.step_of(config, half=on_card)
-    count = sizing.recomputed_layers(config, shape, step, free - sizing.MARGIN_MIB * sizing.MIB)
+    cuda = where.type == "cuda"
+    free = torch.cuda.mem_get_info(where)[0] if cuda else sizing.available_memory()
+    plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda)
+    count, shape = plan.recomputed, plan.shape
     if count:
         say(f"{count} of {shape.num_hidden_layers} layers recompute: {free / 2**30:.1f} GB are free on {where}")
     return count

@@ -27,7 +27,7 @@ from recipe.model import accumulation
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
 from recipe.model.load import load_base, load_tokenizer
 from recipe.pascal.int8 import Int8Linear
-from recipe.planning import memory, sizing
+from recipe.planning import hardware, memory, sizing
 from recipe.training import dataset
 from recipe.training import trainer as training
 from recipe.training.callbacks import Progress
@@ -224,11 +224,11 @@ def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
 
 def test_auto_recomputes_no_more_layers_than_free_memory_asks_for(tiny_run, monkeypatch, capsys):
     shape, _ = sizing.read_shape(tiny_run, None)
-    step = sizing.step_of(tiny_run, half=False)
-    peaks = [memory.estimate(shape, step, count).peak for count in range(3)]
+    step = sizing.build_step(tiny_run, cuda=False)
+    peaks = [memory.estimate_memory(shape, step, count).peak for count in range(3)]
     assert peaks[1] < peaks[0]
     for free, expected in ((peaks[0], 0), (peaks[0] - 1, 1), (peaks[1], 1), (0, 2)):
-        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + sizing.MARGIN_MIB * sizing.MIB)
+        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + hardware.MARGIN_MIB * hardware.MIB)
         assert train.recomputed_layers(tiny_run, torch.device("cpu")) == expected
         assert (f"{expected} of 2 layers recompute" in capsys.readouterr().err) == bool(expected)
 

@@ -1,9 +1,9 @@
-"""How every command behaves: flags, exit codes, errors in one sentence."""
+"""What all commands share: flags, exit codes, errors in one sentence."""
 
 import argparse
 import errno
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,24 @@ from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
-def build_parser(stage: str, description: str, example: str, fields: bool = True) -> argparse.ArgumentParser:
-    """A stage's argument parser: --config, --set, --dry-run, --json, and the config's fields as help."""
-    known = (
-        "\n".join(["fields for --set and the config file:", *(f"  {line}" for line in config.describe())])
-        if fields
-        else ""
-    )
+def build_parser(stage: str, description: str, example: str, fields: Sequence[str] = ("",)) -> argparse.ArgumentParser:
+    """The argument parser of a stage: --config, --set, --dry-run, --json.
+
+    Its help ends with `example` and the config fields that the stage reads: `fields` are dotted names or sections,
+    all fields by default, none if empty.
+    """
+    known = [f"  {line}" for line in config.describe(fields)] if fields else []
+    heading = ["", "config fields that this command reads (for --set and the config file):"] if known else []
     out = argparse.ArgumentParser(
         prog=f"python -m recipe.{stage}",
         description=description,
-        epilog=f"example:\n  {example}\n\n{known}",
+        epilog="\n".join(["example:", f"  {example}", *heading, *known]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out.add_argument(
-        "--config", type=Path, metavar="FILE", help="a run's TOML; the shipped ones lie in recipe/configs/"
-    )
+    out.add_argument("--config", type=Path, metavar="FILE", help="a run's TOML; see recipe/configs/ for examples")
     out.add_argument(
         "--set",
         action="append",
@@ -37,7 +36,7 @@ def build_parser(stage: str, description: str, example: str, fields: bool = True
         metavar="KEY=VALUE",
         help="override one field, as in --set train.epochs=3; repeatable",
     )
-    out.add_argument("--dry-run", action="store_true", help="say what would be done and touch nothing")
+    out.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
     out.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return out
 
@@ -50,20 +49,23 @@ def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """--run for the stages that judge or use a finished run."""
+    """Add --run, for the stages that use a finished run."""
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run's folder, as runs/demo/latest; default: the latest of --config"
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder, as runs/demo/latest; default: the latest of --config",
     )
 
 
 def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
-    """The run of --run, or the latest one of --config, and the config that it left, with --set applied.
+    """The run of --run, or the latest run of --config, and its resolved config with --set applied.
 
-    Raises UsageError where both or neither are given, or where there is no such run.
+    Raises UsageError if both or neither are given, or if there is no such run.
     """
     if bool(args.run) == bool(args.config):
         raise UsageError(
-            "pass either --run DIR or --config FILE: a run keeps its own config.toml, whose fields --set can change"
+            "pass either --run DIR or --config FILE (a run has its own config.toml; override its fields with --set)"
         )
     run = Run.open(args.run or Run.latest(config.load(args.config)))
     return run.config(config.parse_set(args.set)), run

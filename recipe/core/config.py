@@ -9,7 +9,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,11 @@ def hashed(config: Any) -> dict[str, Any]:
     return out
 
 
-def describe() -> Iterator[str]:
-    """One line per field for `--help`: dotted name, default, what it is."""
+def describe(prefixes: Sequence[str] = ("",)) -> Iterator[str]:
+    """One line per field for `--help`: dotted name, what it is, default; only fields and sections in `prefixes`."""
     for dotted, item in _fields(Config):
+        if not any(not prefix or dotted == prefix or dotted.startswith(f"{prefix}.") for prefix in prefixes):
+            continue
         default = "" if item.default in ("", ()) else f" (default {_toml_value(item.default)})"
         choices = f" [{'|'.join(item.metadata['choices'])}]" if item.metadata["choices"] else ""
         yield f"{dotted}: {item.metadata['doc']}{choices}{default}"

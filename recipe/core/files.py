@@ -26,6 +26,12 @@ def file_size(path: Path) -> int:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else list_files(path)))
 
 
+def existing_folder(path: Path) -> Path:
+    """The nearest existing folder at or above `path`, links followed: the disk on which `path` would be written."""
+    path = Path(path).resolve()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
 def digest(value: Any) -> str:
     """Hex sha256 of a JSON value in its canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
