@@ -9,7 +9,7 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST, atomic_folder, check_ours
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import completed, hash_inputs, write_manifest
 from recipe.core.text import progress, say, show
 
@@ -32,7 +32,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = {"dtype": config.base.dtype}
     found = open_source(source)
     tokenizer, shards = check(found, source, config.base.dtype)
-    check_ours(output)
+    check_folder(output, STAGE)
     if not (output / MANIFEST).is_file():
         check_disk(output, _bytes(shards, config.base.dtype))  # before the minute that hashing 13 GB takes
     inputs = hash_inputs({file.name: file for file in found.files})

@@ -22,7 +22,7 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import atomic_folder, check_ours, digest
+from recipe.core.files import atomic_folder, check_folder, digest
 from recipe.core.manifest import completed, hash_inputs, write_manifest
 from recipe.core.text import printable, progress, say, show
 from recipe.core.versions import code_sha256
@@ -44,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
     if manifest := completed(folder, STAGE, settings, inputs):
         say(f"{folder} is prepared already: its manifest holds")
         return manifest
-    check_ours(folder)
+    check_folder(folder, STAGE)
     started = time.monotonic()
     for source in resolve.sources_of(config):
         detect.check(source.path, source.layout)

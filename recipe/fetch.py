@@ -11,7 +11,7 @@ from typing import Any
 
 from recipe.core.cli import build_parser, entry
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import atomic_folder, check_ours
+from recipe.core.files import atomic_folder, check_folder
 from recipe.core.manifest import completed, write_manifest
 from recipe.core.text import say, show
 
@@ -36,7 +36,7 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     if manifest := completed(output, STAGE, settings, {}):
         say(f"{output} is fetched already: its manifest holds")
         return manifest
-    check_ours(output)
+    check_folder(output, STAGE)
     if entry is None:
         return from_hub(name, settings, output)
     if "repository" in entry:

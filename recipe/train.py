@@ -126,7 +126,7 @@ def inputs_of(config: Config) -> tuple[dict[str, str], Path | None]:
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
     copy = quantized.find(base, config.base.precision)
-    check_intact(base, but=".safetensors" if copy else "")
+    check_intact(base, skip_suffix=".safetensors" if copy else "")
     check_intact(corpus)
     return hash_inputs({"base": base, "corpus": corpus}), copy
 
@@ -159,7 +159,7 @@ def save_adapter(tuned: Any, folder: Path) -> None:
     """The adapter alone, checked as it lies on the disk before it takes its place."""
     from recipe.model.adapter import check_adapter
 
-    with atomic_folder(folder, ours=True) as partial:
+    with atomic_folder(folder, replace_any=True) as partial:
         tuned.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
         check_adapter(partial)

@@ -326,7 +326,7 @@ def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
     with open(corpus / "train.jsonl", "a", encoding="utf-8") as file:
         file.write("{}\n")
     config = dataclasses.replace(tiny_run, corpus=dataclasses.replace(tiny_run.corpus, path=str(corpus)))
-    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; make .* again"):
+    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; re-create"):
         train.run(config)
 
 
