@@ -137,10 +137,10 @@ def markdown(run: RunView) -> str:
         lines += ["", f"## {_cell(item.title)}", ""] + ([_cell(item.text), ""] if item.text else [])
         lines += [f"| {' | '.join(heading)} |", f"|{' --- |' * len(heading)}"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
-    for item in run.answers:
-        lines += ["", f"## {_cell(item['question'])}"]
+    for answer in run.answers:
+        lines += ["", f"## {_cell(answer['question'])}"]
         for who in ("base", "tuned"):
-            quoted = "\n".join(f"    {line}" for line in printable(item[who], keep="\n\t").splitlines())
+            quoted = "\n".join(f"    {line}" for line in printable(answer[who], keep="\n\t").splitlines())
             lines += ["", f"**{who}**", "", quoted or "    (an empty answer)"]
     return "\n".join(lines) + "\n"
 
