@@ -40,7 +40,7 @@ def run(config: Config | None) -> list[Check]:
     checks = [python(), glibc(), packages(), torch_cuda()]
     if checks[-1].verdict == "ok":
         checks += [*device(config, shape), *probes()]
-        if config and shape and config.train.accumulate == "fp16":
+        if config and shape and config.train.matmul_accumulation == "fp16":
             checks.append(sums(config, shape))
     if config and shape:
         checks += [ram(config, shape), *disk(config, shape)]
@@ -164,7 +164,9 @@ def sums(config: Config, shape: "Shape") -> Check:
     from recipe.pascal import probe
 
     if not torch.cuda.is_available():
-        return Check("fp16 sums", "warn", "not asked: there is no card", "set train.accumulate = fp32 without one")
+        return Check(
+            "fp16 sums", "warn", "not asked: there is no card", "set train.matmul_accumulation = fp32 without one"
+        )
     tokens, shapes = config.train.micro_batch_tokens, set(shape.linears().values())
     try:
         races = probe.gemm(torch.device("cuda"), shapes, tokens)

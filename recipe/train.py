@@ -65,7 +65,7 @@ def run(config: Config) -> dict[str, Any]:
     say(f"load {base} as {config.base.precision} on {where}")
     tuned = add_adapter(load_base(base, config.base.precision, where, copy), config.lora, config.train.seed)
     loop = build_trainer(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
-    if config.train.accumulate == "fp16":
+    if config.train.matmul_accumulation == "fp16":
         accumulation.choose(tuned, folder, config.train.micro_batch_tokens, where)
     if checkpoint:
         say(f"go on from {checkpoint}")
@@ -197,8 +197,8 @@ def preview(config: Config) -> dict[str, Any]:
     return {
         "run": str(run_of(config, settings, inputs).folder),
         "samples": len(rows),
-        "tokens_per_step": train.micro_batch_tokens * train.accumulation,
-        "steps": len(packs) // train.accumulation,
+        "tokens_per_step": train.micro_batch_tokens * train.gradient_accumulation_steps,
+        "steps": len(packs) // train.gradient_accumulation_steps,
         "inputs": inputs,
     }
 

@@ -120,6 +120,13 @@ def tiny_run(tiny_base: Path, tiny_corpus: Path, tmp_path: Path) -> Config:
         base=Base(path=str(tiny_base), precision="int8"),
         corpus=Corpus(path=str(tiny_corpus), max_length=256),
         lora=Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
-        train=Train(epochs=2.0, micro_batch_tokens=256, accumulation=2, learning_rate=1e-2, save_steps=2, eval_steps=4),
+        train=Train(
+            epochs=2.0,
+            micro_batch_tokens=256,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            save_steps=2,
+            eval_steps=4,
+        ),
         evaluate=Evaluate(prompts=("Who are you?", "Which colour is the sky?"), max_new_tokens=8),
     )

@@ -188,7 +188,7 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
         settings = dataclasses.replace(
             tiny_run.train,
             micro_batch_tokens=budget,
-            accumulation=counts[-1],
+            gradient_accumulation_steps=counts[-1],
             epochs=1.0,
             max_grad_norm=1e9,
             save_steps=100,
@@ -236,7 +236,9 @@ def test_auto_recomputes_no_more_layers_than_free_memory_asks_for(tiny_run, monk
 def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anything_is_loaded(tiny_run):
     with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected room .* corpus\.max_length = 256"):
         train.run(changed(tiny_run, micro_batch_tokens=255))
-    with pytest.raises(UsageError, match=r"train\.epochs is 0\.0 and train\.accumulation 2, expected both above 0"):
+    with pytest.raises(
+        UsageError, match=r"train\.epochs is 0\.0 and train\.gradient_accumulation_steps 2, expected both above 0"
+    ):
         train.run(changed(tiny_run, epochs=0.0))
 
 
@@ -272,11 +274,15 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
 
 
 def test_fp16_sums_need_a_card_and_an_int8_base(tiny_run):
-    asked = changed(tiny_run, accumulate="fp16")
-    with pytest.raises(UnfitError, match=r"train\.accumulate is fp16 on a cpu, expected a CUDA card: .*= fp32$"):
+    asked = changed(tiny_run, matmul_accumulation="fp16")
+    with pytest.raises(
+        UnfitError, match=r"train\.matmul_accumulation is fp16 on a cpu, expected a CUDA card: .*= fp32$"
+    ):
         train.run(asked)
     for precision in ("nf4", "fp16"):
-        with pytest.raises(UsageError, match=rf"accumulate is fp16 with base\.precision = {precision}, expected int8"):
+        with pytest.raises(
+            UsageError, match=rf"matmul_accumulation is fp16 with base\.precision = {precision}, expected int8"
+        ):
             train.run(dataclasses.replace(asked, base=dataclasses.replace(asked.base, precision=precision)))
 
 
@@ -298,7 +304,7 @@ def test_a_run_with_fp16_sums_switches_its_layers_once_they_are_made(tiny_run, m
     plain = train.run(tiny_run)
     assert not used
     monkeypatch.setattr(train, "check_device", lambda config, where: None)
-    manifest = train.run(changed(tiny_run, accumulate="fp16"))
+    manifest = train.run(changed(tiny_run, matmul_accumulation="fp16"))
     forward = {(48, 48), (48, 24), (48, 96), (96, 48)}
     assert {tuple(shape) for shape in used} == forward | {shape[::-1] for shape in forward}
     assert manifest["results"] == plain["results"]

@@ -69,7 +69,9 @@ def shared_start(rows: "Dataset") -> int:
 
 def packs_of(rows: "Dataset", train: Train, shared: int) -> list[list[int]]:
     """The packs of the whole run, in order."""
-    return schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation, shared)
+    return schedule(
+        lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.gradient_accumulation_steps, shared
+    )
 
 
 def collate(samples: list[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def training_arguments(train: Train, folder: Path, on_card: bool) -> TrainingArg
         data_seed=train.seed,
         num_train_epochs=1,  # the packs of all epochs are one pass
         per_device_train_batch_size=1,  # a pack
-        gradient_accumulation_steps=train.accumulation,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",
         warmup_ratio=train.warmup_ratio,
