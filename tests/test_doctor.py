@@ -15,7 +15,7 @@ from recipe.core.errors import UsageError
 from recipe.core.files import MANIFEST
 from recipe.environment import gpu, locks
 from recipe.pascal import probe
-from recipe.pascal.probe import Probe, Race
+from recipe.pascal.probe import GemmBenchmark, Probe
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -242,9 +242,9 @@ def test_fp16_sums_are_tried_where_the_config_asks(hardware, monkeypatch, fp16, 
 
     def answer(where, shapes, tokens):
         asked.append((where.type, sorted(shapes), tokens))
-        return [Race(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
+        return [GemmBenchmark(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
 
-    monkeypatch.setattr(probe, "gemm", answer)
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
     assert "fp16 sums" not in checks(configs.load(SEVEN)) and not asked
     check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 sums"]
     assert asked == [
@@ -258,7 +258,7 @@ def test_fp16_sums_that_do_not_run(hardware, monkeypatch):
     def answer(where, shapes, tokens):
         raise RuntimeError("cuBLAS gave status 15\nhere")
 
-    monkeypatch.setattr(probe, "gemm", answer)
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
     check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 sums"]
     assert check.verdict == "warn" and check.found == "do not run: cuBLAS gave status 15"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import evaluate, merge, train
+from recipe import merge
 from recipe.checkpoints import hf
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
@@ -20,9 +20,9 @@ IDS = torch.tensor([[1, 20, 31, 42, 53, 64, 75, 86, 97]])
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 def peft_logits(config, folder):
@@ -140,11 +140,10 @@ def test_other_formats_hold_the_merged_weights(trained, to):
 
 
 def test_command_line(trained, capsys):
-    config, folder = trained
+    _, folder = trained
     assert merge.main(["--run", str(folder), "--dry-run"]) == 0
     assert "would merge 1 shards" in capsys.readouterr().out and not (folder / "merged").exists()
     assert merge.main(["--run", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"]["logit_error"] < merge.TOLERANCE
     assert entry(lambda: merge.main(["--run", str(folder), "--config", "x.toml"])) == 2
     assert "pass either --run DIR or --config FILE" in capsys.readouterr().err
-    evaluate.run(config, folder)

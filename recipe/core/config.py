@@ -131,6 +131,11 @@ class Train:
     eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
     keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False)
+    max_minutes: float = opt(
+        0.0,
+        "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)

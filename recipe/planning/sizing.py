@@ -61,8 +61,8 @@ def check_numbers(config: Config) -> None:
         )
     if train.epochs <= 0 or train.gradient_accumulation_steps < 1:
         raise UsageError(
-            f"train.epochs is {train.epochs} and train.gradient_accumulation_steps {train.gradient_accumulation_steps}, expected both "
-            "above 0; raise them"
+            f"train.epochs is {train.epochs} and train.gradient_accumulation_steps "
+            f"{train.gradient_accumulation_steps}, expected both above 0; raise them"
         )
     if config.lora.rank < 1 or config.corpus.max_length < 1:
         raise UsageError(
@@ -71,8 +71,8 @@ def check_numbers(config: Config) -> None:
         )
     if train.matmul_accumulation == "fp16" and config.base.precision != "int8":
         raise UsageError(
-            f"train.matmul_accumulation is fp16 with base.precision = {config.base.precision}, expected int8: only those "
-            "matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
+            f"train.matmul_accumulation is fp16 with base.precision = {config.base.precision}, expected int8: only "
+            "those matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
         )
 
 
@@ -96,8 +96,8 @@ def why_not_cpu(config: Config, shape: "Shape | None") -> str:
         )
     if config.train.matmul_accumulation == "fp16":
         return (
-            "train.matmul_accumulation is fp16 on a cpu, expected a CUDA card: cuBLAS has fp16 sums for that alone; set "
-            "train.matmul_accumulation = fp32"
+            "train.matmul_accumulation is fp16 on a cpu, expected a CUDA card: cuBLAS has fp16 sums for that alone; "
+            "set train.matmul_accumulation = fp32"
         )
     return ""
 
