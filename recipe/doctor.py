@@ -21,7 +21,7 @@ FIELDS = (
     "corpus.max_length",
     "lora",
     "train.micro_batch_tokens",
-    "train.accumulate",
+    "train.matmul_accumulation",
     "train.optimizer",
     "train.recompute",
     "train.keep_checkpoints",
@@ -41,7 +41,7 @@ def run(config: Config | None) -> list[Check]:
     found = [machine.check_python(), machine.check_glibc(), machine.check_packages(), machine.check_torch()]
     if found[-1].verdict == "ok":
         found += [*device.check_device(config, shape), *device.run_probes()]
-        if config and shape and config.train.accumulate == "fp16":
+        if config and shape and config.train.matmul_accumulation == "fp16":
             found.append(device.check_accumulation(config, shape))
     if config and shape:
         found += [machine.check_ram(config, shape, _has_cuda()), *machine.check_disk(config, shape)]

@@ -31,8 +31,8 @@ FIELDS = (
     "lora",
     "train.epochs",
     "train.micro_batch_tokens",
-    "train.accumulation",
-    "train.accumulate",
+    "train.gradient_accumulation_steps",
+    "train.matmul_accumulation",
     "train.optimizer",
     "train.recompute",
 )

@@ -17,7 +17,7 @@ from recipe.environment import checks as machine
 from recipe.environment import locks
 from recipe.environment.checks import Check
 from recipe.pascal import probe
-from recipe.pascal.probe import Probe, Race
+from recipe.pascal.probe import GemmBenchmark, Probe
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -223,7 +223,7 @@ def test_without_a_gpu_only_small_configs_are_fit(no_gpu, tiny_run):
 
 
 @pytest.mark.parametrize(
-    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.accumulate": "fp16"}]
+    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.matmul_accumulation": "fp16"}]
 )
 def test_nf4_and_8bit_adam_need_a_gpu(no_gpu, tiny_run, change):
     config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
@@ -244,29 +244,29 @@ def test_fp16_accumulation_is_measured_if_configured(hardware, monkeypatch, fp16
 
     def answer(where, shapes, tokens):
         asked.append((where.type, sorted(shapes), tokens))
-        return [Race(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
+        return [GemmBenchmark(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
 
-    monkeypatch.setattr(probe, "gemm", answer)
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
     assert "fp16 accumulation" not in checks(configs.load(SEVEN)) and not asked
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 accumulation"]
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
     assert asked == [
         ("cuda", [(4096, 4096), (4096, 11008), (11008, 4096)], configs.load(SEVEN).train.micro_batch_tokens)
     ]
     assert check.verdict == verdict and hint in check.hint and bool(check.hint) == bool(hint)
-    assert "4096 to 11008: fp16 sums" in check.found and "error 3.0e-03" in check.found
+    assert "4096 to 11008: fp16 accumulation" in check.found and "error 3.0e-03" in check.found
 
 
 def test_fp16_accumulation_that_does_not_run(hardware, monkeypatch):
     def answer(where, shapes, tokens):
         raise RuntimeError("cuBLAS gave status 15\nhere")
 
-    monkeypatch.setattr(probe, "gemm", answer)
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 accumulation"]
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
     assert check.verdict == "warn" and check.found == "does not run: cuBLAS gave status 15"
 
 
 def test_fp16_accumulation_is_not_measured_on_a_cpu(no_gpu):
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 accumulation"]
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
     assert check.verdict == "warn" and "not measured" in check.found
 
 

@@ -62,7 +62,7 @@ def test_hours_of_a_run_computed_by_hand():
 def test_fp16_accumulation_shows_its_upper_bound():
     """Less than the ratio of the two rates: lm_head and attention accumulate in fp32."""
     assert "fp16 accumulation" not in plan.text(plan.run(configs.load(SEVEN)))
-    found = plan.run(configs.load(SEVEN, {"train.accumulate": "fp16"}))
+    found = plan.run(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))
     usual, fast = found.time.tokens_per_second[1], found.time.fp16_tokens_per_second
     assert usual < fast < usual * 18.7 / 8.4
     assert f"at most {fast:.0f} tokens/s, not yet measured" in plan.text(found)
@@ -112,7 +112,7 @@ def test_a_size_wins_over_the_name_and_an_unknown_name_asks_for_one(capsys):
         ({"lora.target_modules": ["query"]}, "no 'query' in a LLaMA"),
         ({"base.path": ""}, "base.path is empty"),
         ({"corpus.max_length": 4096}, "expected at least corpus.max_length"),
-        ({"train.accumulation": 0}, "train.accumulation 0, expected both above 0"),
+        ({"train.gradient_accumulation_steps": 0}, "train.gradient_accumulation_steps 0, expected both above 0"),
         ({"lora.rank": 0}, "lora.rank is 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """Files: hashed, and written whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
 from recipe.core.text import printable
 
 MANIFEST = "manifest.json"
@@ -111,6 +112,23 @@ def atomic_folder(path: Path, replace_any: bool = False) -> Iterator[Path]:
         remove(old)
     finally:
         remove(partial)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path` while the block runs. The lock ends with its process, however that ends.
+
+    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise RecipeError(busy) from None
+        yield
 
 
 def check_folder(path: Path, stage: str | None = None) -> None:

@@ -81,13 +81,15 @@ def check_accumulation(config: Config, shape: Shape) -> Check:
 
     name = "fp16 accumulation"
     if not torch.cuda.is_available():
-        return Check(name, "warn", "not measured: there is no GPU", "set train.accumulate = fp32 without a GPU")
+        return Check(name, "warn", "not measured: there is no GPU", "set train.matmul_accumulation = fp32")
     try:
-        races = probe.gemm(torch.device("cuda"), set(shape.linears().values()), config.train.micro_batch_tokens)
+        races = probe.benchmark_gemm(
+            torch.device("cuda"), set(shape.linears().values()), config.train.micro_batch_tokens
+        )
     except RuntimeError as error:
         return Check(name, "warn", f"does not run: {_first_line(error)}", "the run will accumulate in fp32")
     found = "; ".join(map(str, races))
-    if any(race.won for race in races):
+    if any(race.fp16_wins for race in races):
         return Check(name, "ok", found)
     return Check(name, "warn", found, "nowhere both faster and accurate: the run will accumulate in fp32")
 

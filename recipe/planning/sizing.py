@@ -70,7 +70,7 @@ def build_step(config: Config, cuda: bool = True) -> Step:
         precision=config.base.precision,
         optimizer=config.train.optimizer,
         cuda=cuda,
-        fp16_accumulation=cuda and config.train.accumulate == "fp16",
+        fp16_accumulation=cuda and config.train.matmul_accumulation == "fp16",
     )
 
 
@@ -134,20 +134,20 @@ def check_numbers(config: Config) -> None:
             f"train.micro_batch_tokens is {train.micro_batch_tokens}, expected at least corpus.max_length = "
             f"{config.corpus.max_length}, the longest conversation; raise it, or prepare a shorter corpus"
         )
-    if train.epochs <= 0 or train.accumulation < 1:
+    if train.epochs <= 0 or train.gradient_accumulation_steps < 1:
         raise UsageError(
-            f"train.epochs is {train.epochs} and train.accumulation {train.accumulation}, expected both "
-            "above 0; raise them"
+            f"train.epochs is {train.epochs} and train.gradient_accumulation_steps "
+            f"{train.gradient_accumulation_steps}, expected both above 0; raise them"
         )
     if config.lora.rank < 1 or config.corpus.max_length < 1:
         raise UsageError(
             f"lora.rank is {config.lora.rank} and corpus.max_length {config.corpus.max_length}, expected both "
             "above 0; raise them"
         )
-    if train.accumulate == "fp16" and config.base.precision != "int8":
+    if train.matmul_accumulation == "fp16" and config.base.precision != "int8":
         raise UsageError(
-            f"train.accumulate is fp16 with base.precision = {config.base.precision}, expected int8: only the int8 "
-            "matmuls are this recipe's own (bitsandbytes computes nf4); change one of the two"
+            f"train.matmul_accumulation is fp16 with base.precision = {config.base.precision}, expected int8: only "
+            "the int8 matmuls are this recipe's own (bitsandbytes computes nf4); change one of the two"
         )
 
 
@@ -175,10 +175,10 @@ def explain_no_cpu(config: Config, shape: Shape | None) -> str:
             "base.precision is nf4 on a CPU, expected a CUDA GPU: bitsandbytes has 4-bit kernels for CUDA only; set "
             "base.precision = int8"
         )
-    if config.train.accumulate == "fp16":
+    if config.train.matmul_accumulation == "fp16":
         return (
-            "train.accumulate is fp16 on a CPU, expected a CUDA GPU: only cuBLAS accumulates in fp16; set "
-            "train.accumulate = fp32"
+            "train.matmul_accumulation is fp16 on a CPU, expected a CUDA GPU: only cuBLAS accumulates in fp16; set "
+            "train.matmul_accumulation = fp32"
         )
     return ""
 

@@ -53,11 +53,11 @@ def estimate_time(config: Config, memory: MemoryPlan, corpus: CorpusSize) -> Tim
     return TimePlan(
         flop_per_token=flop,
         tokens_per_second=(slow, fast),
-        fp16_tokens_per_second=_fp16_speed(flop) if config.train.accumulate == "fp16" else None,
+        fp16_tokens_per_second=_fp16_speed(flop) if config.train.matmul_accumulation == "fp16" else None,
         corpus=corpus,
         epochs=config.train.epochs,
         max_length=config.corpus.max_length,
-        tokens_per_step=config.train.micro_batch_tokens * config.train.accumulation,
+        tokens_per_step=config.train.micro_batch_tokens * config.train.gradient_accumulation_steps,
     )
 
 
