@@ -1,5 +1,5 @@
-"""Processes that help with the corpus: started early, deaf to Ctrl-C, which is their parent's to handle, and gone when
-it is."""
+"""Worker processes: the fork server starts early, workers ignore SIGINT (the parent handles it) and die with the
+parent."""
 
 import contextlib
 import multiprocessing
@@ -11,15 +11,15 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
-WORK = "recipe.conversations.pipeline.shards"  # the module that they need, imported once for all
+PRELOADED = "recipe.conversations.pipeline.shards"  # imported once, by the fork server
 
 
-def get_ready() -> None:
-    """Start the process that will fork the others: it takes half a second, in which this one can do something else.
+def start_fork_server() -> None:
+    """Start the process that forks the workers. It takes half a second, in which the caller can do something else.
 
-    Ctrl-C is this process's to handle: that one is born deaf to it, or it would print a traceback while it starts.
+    SIGINT is blocked in it: Ctrl-C would make it print a traceback while it starts.
     """
-    forkserver.set_forkserver_preload([WORK])
+    forkserver.set_forkserver_preload([PRELOADED])
     resource_tracker.ensure_running()  # which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -29,23 +29,23 @@ def get_ready() -> None:
 
 
 def context() -> BaseContext:
-    """How a pool starts them: a fork of this process would inherit its threads' locks."""
-    get_ready()
+    """The start method of a pool. A plain fork of this process would inherit the locks of its threads."""
+    start_fork_server()
     return multiprocessing.get_context("forkserver")
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals that end the work wait until the block is left: a process that gets half of its job prints a traceback.
+def defer_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is left: a worker that gets half of its job prints a traceback.
 
-    Only the main thread can be interrupted, and only it may set handlers.
+    Does nothing outside the main thread, which alone is interrupted and may set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -53,17 +53,17 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for caught in came[:1]:
-            signal.raise_signal(caught)
+        for first in received[:1]:
+            signal.raise_signal(first)
 
 
 def follow_parent() -> None:
-    """Called in such a process when it begins."""
+    """Called in a worker when it begins: ignore SIGINT, and exit when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
-    """A parent that is killed cannot end its processes, which would wait for work for ever and keep their memory."""
+def _exit_after(parent: Any) -> None:
+    """A parent that is killed cannot end its workers, which would wait for work for ever and keep their memory."""
     parent.join()
     os._exit(1)
