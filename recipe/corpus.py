@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
     try:
         count = prepare(plan, work, tokenizer)
         with atomic_folder(folder) as partial:
-            results = write_corpus(plan, partial, work, count)
+            results = write_corpus(plan, partial, work, count, tokenizer)
             write_reports(partial, results, config, tokenizer)
             manifest = write_manifest(partial, STAGE, settings, inputs, results)
     except RecipeError as error:

@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Train
+from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Source, Train
 
 # A shell's background job is born deaf to Ctrl-C, and so would be the programs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -105,7 +105,9 @@ def tiny_corpus(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     corpus.run(
         Config(
             base=Base(path=str(tiny_base)),
-            corpus=Corpus(sources=(str(folder / "raw.json"),), path=str(output), val_fraction=0.2, max_length=256),
+            corpus=Corpus(
+                source=(Source(path=str(folder / "raw.json")),), path=str(output), val_fraction=0.2, max_length=256
+            ),
         )
     )
     return output

@@ -83,7 +83,7 @@ class SplitFile:
         return sum(itertools.compress(self.tokens, (number == source for number in self.source)))
 
 
-def write_corpus(plan: Plan, folder: Path, work: Path, count: int) -> dict[str, Any]:
+def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: Any) -> dict[str, Any]:
     """The `count` finished shards in `work` as train.jsonl, val.jsonl and rejected.jsonl in `folder`.
 
     Returns what the manifest records and the reports show. Raises RecipeError where no sample is left. Memory: about
@@ -101,7 +101,8 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int) -> dict[str, 
         for copy in range(1, math.ceil(max(repeats.values(), default=1)) + 1):
             shares = [repeats.get(source, 1.0) - (copy - 1) for source in range(len(selection.sources))]
             copy_samples(selection, work, train, val if copy == 1 else None, boundary, copy, shares, corpus.seed)
-    return summarize(corpus, selection, train, val)
+    shared = stats.common_prefix(train.path, corpus.template, tokenizer)
+    return summarize(corpus, selection, train, val, shared)
 
 
 def select(corpus: Corpus, work: Path, count: int, rejects: IO[str]) -> Selection:
@@ -284,7 +285,7 @@ def _read_samples(work: Path, number: int) -> Iterator[tuple[Row, list[bytes]]]:
         yield row, [lines.read(sample[0]) for sample in row.samples]
 
 
-def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: SplitFile) -> dict[str, Any]:
+def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: SplitFile, shared: int) -> dict[str, Any]:
     """What the manifest records and the reports show: plain JSON values."""
     files = {"train": train, "val": val}
     tokens = [*train.tokens, *val.tokens]
@@ -305,4 +306,6 @@ def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: Split
         "lengths": stats.lengths(tokens),
         "histogram": stats.histogram(tokens, corpus.max_length),
         "turns": stats.turns([*train.turns, *val.turns]),
+        "shared_prefix": shared,
+        "packs": {str(budget): stats.packs(train.tokens, budget, shared) for budget in stats.BUDGETS},
     }
