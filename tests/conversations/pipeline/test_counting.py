@@ -95,10 +95,10 @@ def test_known_words_are_not_tokenized_again(byte_level_tokenizer) -> None:
     asked: list[str] = []
     real = encoders(byte_level_tokenizer)
     counter = TokenCounter(replace(real, inner=CountedModel(real.inner, asked)))
-    counter([Span("It's (a word), née, twice 12 times", True)])
+    counter([Span("It's (a word), née twice 12 times", True)])
     assert set(asked) >= {"It", "'s", " (", "a", " word", "),", " née", " 12"}
     asked.clear()
-    again = [Span("It's née, 12 times (a word), twice", True)]
+    again = [Span("It's née 12 times (a word), twice", True)]
     assert counter(again) == expected(byte_level_tokenizer, again)
     assert not asked
 
