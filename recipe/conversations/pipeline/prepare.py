@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from recipe.conversations.cleaning import duplicates
 from recipe.conversations.cleaning.accounting import Account, Change, Drop
 from recipe.conversations.cleaning.filters import Filters, language
-from recipe.conversations.cleaning.html import cleaned_text
+from recipe.conversations.cleaning.html import clean_turn
 from recipe.conversations.cleaning.roles import fingerprint, in_turn
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
@@ -76,7 +76,7 @@ class Preparation:
         return replace(raw, messages=tuple(kept))
 
     def _clean(self, message: Message, account: Account) -> Message:
-        text, changes = cleaned_text(message.content, self.corpus.html)
+        text, changes = clean_turn(message.content, message.role, self.corpus.html, self.source.html)
         text, more = self.filters.change(text)
         for change in (*changes, *more):
             account.changed_turns[change] += 1
