@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from recipe.conversations.messages import Message
 from recipe.conversations.pipeline import shards, stats, workers
 from recipe.conversations.pipeline.resolve import Plan, resolve
 from recipe.conversations.pipeline.shards import Shard, ShardConfig
-from recipe.conversations.pipeline.write import write_corpus
+from recipe.conversations.pipeline.write import NothingLeftError, write_corpus
 from recipe.conversations.templates import Piece
 from recipe.conversations.tokens import encoders, visible
 from recipe.core import config as configs
@@ -41,6 +41,7 @@ def run(config: Config) -> dict[str, Any]:
     nothing is left to train on.
     """
     plan = resolve(config)
+    stamps = [source.stamp() for source in plan.sources]
     settings, inputs = describe(plan)
     folder = Path(plan.corpus.path)
     if manifest := completed(folder, STAGE, settings, inputs):
@@ -56,8 +57,13 @@ def run(config: Config) -> dict[str, Any]:
     work = shards_folder(folder, digest([settings, inputs, code_sha256()]))
     try:
         count = prepare(plan, work, tokenizer)
+        check_unchanged(plan, stamps)
         with atomic_folder(folder) as partial:
-            results = write_corpus(plan, partial, work, count, tokenizer)
+            try:
+                results = write_corpus(plan, partial, work, count, tokenizer)
+            except NothingLeftError as error:
+                kept = keep_account(plan, partial, settings, inputs, error.results)
+                raise RecipeError(f"{error}; {kept}/report.md lists every reason") from None
             write_reports(partial, results, config, tokenizer)
             manifest = write_manifest(partial, STAGE, settings, inputs, results)
     except RecipeError as error:
@@ -75,6 +81,29 @@ def describe(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
     """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
     settings = configs.hashed(plan.corpus) | {"decontaminate": len(plan.corpus.decontaminate)}  # hashed as inputs
     return settings, hash_inputs(plan.inputs)
+
+
+def check_unchanged(plan: Plan, stamps: Sequence[Any]) -> None:
+    """Raises RecipeError where a source is not what was hashed: what was read would then be anybody's guess."""
+    for source, stamp in zip(plan.sources, stamps, strict=True):
+        if source.stamp() != stamp:
+            raise RecipeError(
+                f"{source.path} was written to while it was read: wait until it is complete, then run the same command "
+                "again"
+            )
+
+
+def keep_account(
+    plan: Plan, partial: Path, settings: dict[str, Any], inputs: dict[str, str], results: dict[str, Any]
+) -> Path:
+    """Where nothing is left to train on: report.md and the rejected records, in a folder beside the corpus."""
+    folder = Path(f"{plan.corpus.path}-dropped")
+    with atomic_folder(folder) as out:
+        for name in ("rejected.jsonl", "changed.jsonl"):
+            shutil.copyfile(partial / name, out / name)
+        (out / "report.md").write_text(markdown(results, settings), encoding="utf-8")
+        write_manifest(out, "corpus-dropped", settings, inputs, results)
+    return folder
 
 
 def load_tokenizer(base: Path) -> Any:

@@ -73,8 +73,11 @@ def draw_bars(rows: Sequence[Sequence[Cell]]) -> list[str]:
 
 def sections(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Section]:
     """The sections of both reports in order, without the empty ones."""
-    out = [_splits(results, settings), *_sources(results), _languages(results), _changes(results), _rejected(results)]
-    return [section for section in [*out, _lengths(results), _turns(results), _packs(results)] if section.rows]
+    out = [_splits(results, settings), *_sources(results), _unknown_roles(results), _placeholders(results)]
+    out += [_languages(results), _changes(results), _rejected(results)]
+    if results["lengths"]:
+        out += [_lengths(results), _turns(results), _packs(results)]
+    return [section for section in out if section.rows]
 
 
 def _splits(results: Mapping[str, Any], settings: Mapping[str, Any]) -> Section:
@@ -111,6 +114,24 @@ def _sources(results: Mapping[str, Any]) -> list[Section]:
     ]
 
 
+def _unknown_roles(results: Mapping[str, Any]) -> Section:
+    text = "Turns of these roles were dropped. Map a role in its [[corpus.source]] table: roles = { NAME = 'user' }."
+    return Section("Unknown roles", ("source", "role", "turns"), _by_source(results, "unknown_roles"), text)
+
+
+def _placeholders(results: Mapping[str, Any]) -> Section:
+    text = "Turns contain these placeholders as they are. Fill them with rules in corpus.replace: '\\{\\{NAME\\}\\} => TEXT'."
+    return Section("Placeholders", ("source", "name", "turns"), _by_source(results, "placeholders"), text)
+
+
+def _by_source(results: Mapping[str, Any], field: str) -> list[tuple[Cell, ...]]:
+    return [
+        (source, name, count)
+        for source, account in results["sources"].items()
+        for name, count in Counter(account[field]).most_common()
+    ]
+
+
 def _languages(results: Mapping[str, Any]) -> Section:
     total = sum((Counter(account["languages"]) for account in results["sources"].values()), Counter[str]())
     ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))
@@ -126,7 +147,9 @@ def _changes(results: Mapping[str, Any]) -> Section:
         for source, account in results["sources"].items()
         for name, count in account["turns"]["changed"].items()
     ]
-    return Section("Changed turns", ("source", "change", "turns"), rows)
+    return Section(
+        "Changed turns", ("source", "change", "turns"), rows, "changed.jsonl lists those changed by cleaning."
+    )
 
 
 def _rejected(results: Mapping[str, Any]) -> Section:

@@ -31,6 +31,7 @@ def results() -> dict[str, Any]:
     """A manifest's results in which everything that comes from outside is hostile."""
     dropped: dict[str, Any] = {"read": 3, "kept": 2, "dropped": {"duplicate": 1}}
     account = {"conversations": dropped, "turns": {**dropped, "changed": {"markup": 2}}, "languages": {HOSTILE[0]: 2}}
+    account |= {"unknown_roles": {HOSTILE[1]: 1}, "placeholders": {"name": 2}}
     return {
         "samples": {"train": 5, "val": 0},
         "tokens": {"train": 500, "val": 0},

@@ -8,14 +8,18 @@ from typing import Any
 from recipe.conversations.cleaning.accounting import Change, Drop
 from recipe.conversations.messages import Message
 from recipe.core.config import Corpus
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.text import snippet
 
 ARROW = " => "
 SEEN_BY_DETECTOR = 80  # characters that the language detector gets
+RULE_SECONDS = 5.0  # that a replacement rule may take for one turn
+MOST_REPLACED = 1 << 26  # characters that a replacement rule may write into one turn
 NGRAM = 13  # words; the length at which GPT-3's authors called a match contamination (arXiv:2005.14165, appendix C)
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.S)
+_PLACEHOLDER = re.compile(r"\{\{ ?([A-Za-z]\w{0,39}) ?\}\}")
 _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff]|[^\W_]+")
 
 
@@ -28,7 +32,7 @@ class Filters:
 
     def __init__(self, corpus: Corpus, prompts: Iterable[str] = ()) -> None:
         self.corpus = corpus
-        self._replacements = [_compile_rule(rule) for rule in corpus.replace]
+        self._rules = [Rule(rule) for rule in corpus.replace]
         self._blocked = _any_of(corpus.blocked_words)
         digits = corpus.repeated_digits
         self._digits = re.compile(rf"(\d)\1{{{digits - 1}}}") if digits else None
@@ -39,8 +43,8 @@ class Filters:
         """The text after the replacement rules and the script conversion, and which of them changed it."""
         changes = []
         before = text
-        for pattern, replacement in self._replacements:
-            text = pattern.sub(replacement, text)
+        for rule in self._rules:
+            text = rule.apply(text)
         if text != before:
             changes.append(Change.REPLACED)
         if self._convert and _HAN.search(text) and (converted := self._convert(text)) != text:
@@ -81,6 +85,11 @@ class Contamination:
         return bool(self._runs) and any(run in self._runs for run in _runs(words))
 
 
+def placeholders(text: str) -> list[str]:
+    """Names that a template left unfilled, as {{name}}; code aside, where double braces are common."""
+    return _PLACEHOLDER.findall(_CODE.sub(" ", text)) if "{{" in text else []
+
+
 def language(messages: Sequence[Message]) -> str:
     """The ISO 639-1 code of the conversation's main language; "" where it cannot be detected, as in code alone."""
     pieces, left = [], SEEN_BY_DETECTOR
@@ -111,17 +120,44 @@ def _converter(script: str) -> Any:
     return OpenCC(script).convert
 
 
-def _compile_rule(rule: str) -> tuple[re.Pattern[str], str]:
-    pattern, arrow, replacement = rule.partition(ARROW)
-    try:
+class Rule:
+    """A replacement rule 'pattern => text' of the user, compiled. Raises UsageError where it is not one."""
+
+    def __init__(self, rule: str) -> None:
+        import regex  # unlike `re` it can be given a time limit
+
+        self.rule = rule
+        pattern, arrow, self._replacement = rule.partition(ARROW)
         if not (arrow and pattern):
-            raise UsageError(f"the replacement rule {rule!r} has no arrow: expected 'pattern{ARROW}text'")
-        compiled = re.compile(pattern)
-        compiled.sub(replacement, "")
-        re._parser.parse_template(replacement, compiled)  # type: ignore[attr-defined]
-    except (re.error, IndexError) as error:
-        raise UsageError(f"the replacement rule {rule!r} is not a regular expression: {error}") from None
-    return compiled, replacement
+            raise UsageError(f"the replacement rule {snippet(rule)} has no arrow: expected 'pattern{ARROW}text'")
+        try:
+            self._pattern = regex.compile(pattern)
+            regex.sub(f"{pattern}\n|", self._replacement, "")  # matches the empty text: checks the group numbers
+        except (regex.error, IndexError) as error:
+            raise UsageError(f"the replacement rule {snippet(rule)} is not a regular expression: {error}") from None
+
+    def apply(self, text: str) -> str:
+        """The text with every match replaced. Raises RecipeError past the limits of time and size."""
+        room = MOST_REPLACED
+
+        def expand(match: Any) -> str:
+            nonlocal room
+            new = str(match.expand(self._replacement))
+            room -= len(new)
+            if room < 0:
+                raise RecipeError(f"{self._described(text)} makes more than {MOST_REPLACED:,} characters of it")
+            return new
+
+        try:
+            return str(self._pattern.sub(expand, text, timeout=RULE_SECONDS))
+        except TimeoutError:
+            raise RecipeError(f"{self._described(text)} takes more than {RULE_SECONDS} s: simplify the rule") from None
+
+    def _described(self, text: str) -> str:
+        return (
+            f"the replacement rule {snippet(self.rule)}, applied to the turn of {len(text):,} characters that begins "
+            f"with {snippet(text, 40)!r},"
+        )
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:

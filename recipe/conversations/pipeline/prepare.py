@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from recipe.conversations.cleaning import duplicates
 from recipe.conversations.cleaning.accounting import Account, Change, Drop
-from recipe.conversations.cleaning.filters import Filters, language
+from recipe.conversations.cleaning.filters import Filters, language, placeholders
 from recipe.conversations.cleaning.html import clean_turn
 from recipe.conversations.cleaning.roles import fingerprint, in_turn
 from recipe.conversations.messages import Conversation, Message
@@ -14,6 +14,8 @@ from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.split import Sample, draw, position, split_conversation
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.core.config import Source
+
+KNOWN_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Prepared:
 class Preparation:
     """Cleans, filters and splits conversations by the rules of `filters` and the settings of their source.
 
-    A conversation has no influence on another. `accounts` (by source name) and `rejected` grow with every `take`.
+    A conversation has no influence on another. Every `take` adds to `accounts` (by source name), `rejected` and
+    `changed`.
     """
 
     def __init__(self, counter: TokenCounter, filters: Filters, source: Source | None = None) -> None:
@@ -40,6 +43,7 @@ class Preparation:
         self.corpus = filters.corpus
         self.accounts: defaultdict[str, Account] = defaultdict(Account)
         self.rejected: list[Rejected] = []
+        self.changed: list[tuple[str, int, list[Change]]] = []  # (id, turn from 0 on, changes by the cleaning)
 
     def take(self, item: Conversation | Rejected) -> Prepared | None:
         """The clean conversation and its samples; None where nothing of it is kept. Either way it is accounted for."""
@@ -60,7 +64,9 @@ class Preparation:
 
     def _clean_up(self, raw: Conversation, account: Account) -> Conversation | None:
         """The conversation with clean texts and alternating roles, at most `rounds` pairs long."""
-        messages = [self._clean(message, account) for message in raw.messages]
+        messages = [self._clean(raw, index, account) for index in range(len(raw.messages))]
+        unknown = (message.role or "(no role)" for message in messages if message.role not in KNOWN_ROLES)
+        account.count_names(account.unknown_roles, unknown)
         kept, dropped = in_turn(messages)
         if dropped and not self.corpus.repair_roles and raw.messages:
             account.dropped(Drop.WRONG_ORDER, len(raw.messages))
@@ -75,11 +81,15 @@ class Preparation:
             kept = kept[:last]
         return replace(raw, messages=tuple(kept))
 
-    def _clean(self, message: Message, account: Account) -> Message:
+    def _clean(self, raw: Conversation, index: int, account: Account) -> Message:
+        message = raw.messages[index]
         text, changes = clean_turn(message.content, message.role, self.corpus.html, self.source.html)
         text, more = self.filters.change(text)
         for change in (*changes, *more):
             account.changed_turns[change] += 1
+        if changes:
+            self.changed.append((raw.id, index, changes))
+        account.count_names(account.placeholders, set(placeholders(text)))
         return message if text == message.content else replace(message, content=text)
 
     def _filter_and_split(self, conversation: Conversation, account: Account) -> Prepared | None:

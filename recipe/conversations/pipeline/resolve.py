@@ -1,5 +1,6 @@
 """What a config's [corpus] asks for, checked and resolved once: the sources by name, and every input file."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from recipe.conversations.readers import gzip_text
 from recipe.core import config as configs
 from recipe.core.config import Config, Corpus, Source
 from recipe.core.errors import UsageError
-from recipe.core.files import file_size
+from recipe.core.files import file_size, list_files
+from recipe.core.text import printable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 MOST_WEIGHT = 1e6
@@ -32,6 +34,11 @@ class RawSource:
     def layout(self) -> Layout | None:
         """The record layout that the settings name; None: detect it for each record."""
         return detect.named(self.settings.format) if self.settings.format else None
+
+    def stamp(self) -> list[tuple[int, int]]:
+        """Size and time of change of every file: differs where the source is written to."""
+        files = [self.path] if self.path.is_file() else list_files(self.path)
+        return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
 
     def size(self) -> int:
         """Bytes of the source's text, for the progress bar; of a gzip file as its last bytes give it."""
@@ -55,7 +62,8 @@ class Plan:
 def resolve(config: Config) -> Plan:
     """The plan of a corpus. Reads no conversation. Raises UsageError for settings that cannot be carried out."""
     corpus = config.corpus
-    configs.required(config, "corpus.path", "--output DIR")
+    if not _is_utf8(configs.required(config, "corpus.path", "--output DIR")):
+        raise UsageError(f"the corpus path {printable(corpus.path)} is not UTF-8: name another folder")
     base = Path(configs.required(config, "base.path", "--tokenizer DIR"))
     if not corpus.identity_name:
         configs.required(config, "corpus.source", "--source FILE")
@@ -66,10 +74,15 @@ def resolve(config: Config) -> Plan:
     _check_files(corpus, base)
     Filters(corpus)
     sources = _name_sources(corpus.source)
-    inputs = {f"source {number}: {source.path.name}": source.path for number, source in enumerate(sources)}
+    inputs = {f"source {number}: {source.name.split('/')[-1]}": source.path for number, source in enumerate(sources)}
     inputs |= {f"prompts {number}": Path(path) for number, path in enumerate(corpus.decontaminate)}
     inputs |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
     return Plan(corpus, base, sources, inputs)
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether the bytes of a path are UTF-8; Python marks those that are not."""
+    return os.fsencode(path) == path.encode("utf-8", "replace")
 
 
 def _check_numbers(corpus: Corpus) -> None:
@@ -97,7 +110,13 @@ def _check_files(corpus: Corpus, base: Path) -> None:
         if not path:
             raise UsageError("a [[corpus.source]] table has no path: expected a raw conversation file")
         if not Path(path).exists():
-            raise UsageError(f"there is no file {path}: name raw conversation files (JSON, JSON Lines or Parquet)")
+            raise UsageError(
+                f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines or Parquet)"
+            )
+        if not (Path(path).is_file() or Path(path).is_dir()):
+            raise UsageError(
+                f"{printable(path)} is not a regular file or a folder: write its content to a file, and name that one"
+            )
     if not (base / TOKENIZER_FILES[0]).is_file():
         raise UsageError(f"{base} has no {TOKENIZER_FILES[0]}: convert the base first (`python -m recipe.convert`)")
 
@@ -107,6 +126,7 @@ def _name_sources(sources: Sequence[Source]) -> tuple[RawSource, ...]:
     paths = [Path(source.path) for source in sources]
     count = Counter(path.name for path in paths)
     names = [path.name if count[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+    names = [os.fsencode(name).decode("utf-8", "replace") for name in names]  # a file's name is any bytes
     if len({*names, identity.SOURCE}) < len(names) + 1:
         raise UsageError(
             f"two sources have the same name: {', '.join(names)}; list each file once, by a name of its own"

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from recipe.conversations.cleaning.accounting import Account, Drop, account
+from recipe.conversations.cleaning.accounting import Account, Change, Drop, account
 from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation
@@ -24,6 +24,7 @@ from recipe.conversations.pipeline import workers
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
 from recipe.conversations.pipeline.resolve import RawSource
+from recipe.conversations.readers import limits
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.conversations.tokens import Encoders
 from recipe.core.config import Corpus
@@ -31,7 +32,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import sha256
 
 SHARD_BYTES, SHARD_RECORDS = 2 << 20, 2000
-Kind = Literal["index", "samples", "signatures"]
+Kind = Literal["index", "samples", "signatures", "changes"]
 AHEAD = 2  # shards read ahead per worker; this bounds memory
 
 
@@ -73,8 +74,8 @@ class Row:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Counts and offsets of a finished shard. Beside it lie its samples, JSON lines without their `{"id": ..., `, and
-    its MinHash signatures where near-duplicates are dropped."""
+    """Counts and offsets of a finished shard. Beside it lie its samples, JSON lines without their `{"id": ..., `, its
+    changed turns, and its MinHash signatures where near-duplicates are dropped."""
 
     source: str
     rows: list[Row]
@@ -95,7 +96,7 @@ def divide(sources: Iterable[RawSource], generated: Sequence[Conversation] = ())
                 yield replace(shard, end=end)
                 shard, size = Shard(shard.number + 1, source, number), 0
             shard.records.append(record)
-            size += record.size
+            size += record.size or limits.weigh(record.value if isinstance(record, Record) else "")
             end = record.offset + record.size if record.size else 0
         if shard.records:
             yield replace(shard, end=end)
@@ -129,6 +130,9 @@ def prepare(
                 "a worker process was killed, probably for lack of memory; run the same command again to resume after "
                 "the last finished shard, with --set corpus.processes=1 to need a fraction of the memory"
             ) from None
+        except BaseException:
+            workers.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -172,6 +176,8 @@ class _Worker:
                 signatures.append(prepared.signature)
             _sync(file)
         hashes: dict[Kind, str] = {"samples": digest.hexdigest()}
+        changes = "".join(map(_changed_line, itertools.repeat(shard.source.name), preparation.changed))
+        hashes["changes"] = _write(path_of(self.folder, shard.number, "changes"), changes.encode())
         if self.near:
             hashes["signatures"] = _write(path_of(self.folder, shard.number, "signatures"), b"".join(signatures))
         name = shard.source.name
@@ -208,6 +214,14 @@ def _lines(prepared: Prepared) -> Iterator[bytes]:
         messages = [{"role": message.role, "content": message.content} for message in sample.messages]
         line = json.dumps({"source": prepared.conversation.source, "messages": messages}, ensure_ascii=False)
         yield line.removeprefix("{").encode() + b"\n"
+
+
+def _changed_line(source: str, change: tuple[str, int, list[Change]]) -> str:
+    name, turn, changes = change
+    return (
+        json.dumps({"source": source, "id": name, "turn": turn, "changes": [item.name.lower() for item in changes]})
+        + "\n"
+    )
 
 
 def _row(prepared: Prepared, sizes: Sequence[int]) -> Row:

@@ -21,8 +21,10 @@ COMMON = "etaoinsrhl 的是不了在有我"  # frequent in most languages of the
 
 
 def lengths(values: Iterable[int]) -> dict[str, float]:
-    """Smallest, median, mean, 90th percentile and largest, by nearest rank."""
+    """Smallest, median, mean, 90th percentile and largest, by nearest rank; empty without values."""
     ordered = sorted(values)
+    if not ordered:
+        return {}
     return {
         "min": ordered[0],
         "median": ordered[(len(ordered) - 1) // 2],

@@ -2,6 +2,7 @@
 parent."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -58,12 +59,32 @@ def defer_signals() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """Called in a worker when it begins: ignore SIGINT, and exit when the parent is gone."""
+    """Called in a worker when it begins: ignore SIGINT, and die with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    _die_with(parent)
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: Any) -> None:
+    """Have Linux send SIGKILL when the parent's end of the pipe to this worker is closed.
+
+    A thread cannot see to that while a regular expression holds the interpreter's lock for minutes, and
+    PR_SET_PDEATHSIG would follow the fork server, which outlives its client while a worker lives.
+    """
+    pipe = parent.sentinel
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _exit_after(parent: Any) -> None:
-    """A parent that is killed cannot end its workers, which would wait for work for ever and keep their memory."""
+    """For a parent that died before `_die_with` was called: its workers would wait for work for ever."""
     parent.join()
     os._exit(1)
+
+
+def kill() -> None:
+    """Kill this process's workers: one that is stuck in an expression would not end by itself."""
+    for worker in multiprocessing.active_children():
+        worker.kill()

@@ -31,6 +31,19 @@ from recipe.core.text import printable, say
 
 SHOWN_REJECTED = 20
 DROPPED = -1  # in `Selection.number`
+REMEDIES = {
+    Drop.ODD_ROLE: "map them in the [[corpus.source]] table, as in roles = { bot = 'assistant' }",
+    Drop.BLANK: "name the field of the text in the [[corpus.source]] table, as in fields = { content = 'text' }",
+    Drop.ALL_OVER_LONG: "raise corpus.max_length, or set corpus.over_long to truncate",
+    Drop.WRONG_ORDER: "set corpus.repair_roles to true",
+    Drop.LANGUAGE: "change corpus.languages_keep or corpus.languages_skip",
+    Drop.BLOCKED_WORD: "change corpus.blocked_words",
+    Drop.REPEATED_DIGITS: "change corpus.repeated_digits",
+    Drop.CONTAMINATED: "change corpus.decontaminate",
+    Drop.SAMPLED_OUT: "raise the share of the source",
+    Drop.UNTRAINED: "give sources with answers that are not marked as untrained",
+    Drop.UNKNOWN_FORMAT: "name the record layout as format in the [[corpus.source]] table",
+}
 
 
 @dataclass
@@ -86,17 +99,21 @@ class SplitFile:
 def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: Any) -> dict[str, Any]:
     """The `count` finished shards in `work` as train.jsonl, val.jsonl and rejected.jsonl in `folder`.
 
-    Returns what the manifest records and the reports show. Raises RecipeError where no sample is left. Memory: about
+    Returns what the manifest records and the reports show. Raises NothingLeftError where no sample is left. Memory: about
     200 bytes a conversation, 500 where near-duplicates are dropped.
     """
     corpus = plan.corpus
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects:
         selection = select(corpus, work, count, rejects)
-    _tell_rejected(selection)
-    check_not_empty(selection)
+    with open(folder / "changed.jsonl", "wb") as changes:
+        changes.writelines(shards.path_of(work, number, "changes").read_bytes() for number in range(count))
+    _report_oddities(selection)
+    train, val = SplitFile(folder / "train.jsonl"), SplitFile(folder / "val.jsonl")
+    if not any(True for _ in selection.kept()):
+        message = nothing_left(selection.accounts.values())
+        raise NothingLeftError(message, summarize(corpus, selection, train, val, shared=0))
     boundary = split_boundary((selection.position[index] for index in selection.kept()), corpus.val_fraction)
     repeats = repetitions(plan, selection, boundary)
-    train, val = SplitFile(folder / "train.jsonl"), SplitFile(folder / "val.jsonl")
     with train, val:
         for copy in range(1, math.ceil(max(repeats.values(), default=1)) + 1):
             shares = [repeats.get(source, 1.0) - (copy - 1) for source in range(len(selection.sources))]
@@ -195,26 +212,45 @@ def _write_rejected(file: IO[str], rejected: list[Rejected]) -> None:
         file.write(json.dumps(values) + "\n")
 
 
-def _tell_rejected(selection: Selection) -> None:
+def _report_oddities(selection: Selection) -> None:
     for item in selection.shown:
         say(f"{item.source}, byte {item.offset:,}: {item.reason}: {printable(item.detail)}")
     if selection.rejected > len(selection.shown):
         say(f"and {selection.rejected - len(selection.shown):,} more rejected records: see rejected.jsonl")
+    unfilled = sum((account.placeholders for account in selection.accounts.values()), Counter[str]())
+    if unfilled:
+        names = ", ".join(f"{{{{{name}}}}} in {count:,}" for name, count in unfilled.most_common(5))
+        name = unfilled.most_common(1)[0][0]
+        rule = rf"--set corpus.replace='[\'\{{\{{{name}\}}\}} => TEXT\']'"
+        say(f"turns contain placeholders ({names}): fill them with rules, as in {rule}")
     if selection.repeated_ids:
         say(f"{selection.repeated_ids:,} conversations had the id of an earlier one and were renamed, as c1 to c1+2")
 
 
-def check_not_empty(selection: Selection) -> None:
-    """Raises RecipeError, with the reason for most of the drops, where no conversation is kept."""
-    if any(True for _ in selection.kept()):
-        return
-    drops = sum((account.dropped_conversations for account in selection.accounts.values()), Counter())
-    read = sum(account.conversations for account in selection.accounts.values())
-    reason, count = drops.most_common(1)[0] if drops else ("the sources are empty", 0)
-    raise RecipeError(
-        f"nothing is left to train on: of {read:,} conversations {count:,} were dropped because of {reason}; "
-        "give other sources, or a larger corpus.max_length"
-    )
+class NothingLeftError(RecipeError):
+    """No conversation is kept. `results` are those of an empty corpus: they account for every drop."""
+
+    def __init__(self, message: str, results: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+def nothing_left(accounts: Iterable[Account]) -> str:
+    """Why no conversation is kept, and what to change: one sentence."""
+    total = Account()
+    for account in accounts:
+        total.add(account)
+    if not total.conversations:
+        return "nothing is left to train on: the sources are empty; give other sources"
+    ((reason, count),) = total.dropped_conversations.most_common(1)
+    found = f"of {total.conversations:,} conversations {count:,} were dropped ({reason})"
+    if reason == Drop.NO_PAIR and total.dropped_turns:
+        ((reason, count),) = total.dropped_turns.most_common(1)
+        found += f", and of {total.turns:,} turns {count:,} ({reason})"
+    if reason == Drop.ODD_ROLE:
+        names = ", ".join(repr(printable(name)) for name, _ in total.unknown_roles.most_common(3))
+        found += f"; the most frequent ones are {names}"
+    return f"nothing is left to train on: {found}; {REMEDIES.get(reason, 'give other sources')}"
 
 
 def split_boundary(positions: Iterable[float], val_fraction: float) -> float:

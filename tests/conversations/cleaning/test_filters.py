@@ -2,15 +2,16 @@
 
 import pytest
 
+from recipe.conversations.cleaning import filters
 from recipe.conversations.cleaning.accounting import Change, Drop
-from recipe.conversations.cleaning.filters import Filters, language
+from recipe.conversations.cleaning.filters import Filters, language, placeholders
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.conversations.tokens import encoders
 from recipe.core.config import Corpus, Source
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
 
 
 def pair(question: str, answer: str = "fine") -> list[Message]:
@@ -60,6 +61,35 @@ def test_what_changes_a_text(rules: Corpus, text: str, expected: str, changes: l
 def test_a_rule_that_is_none_is_one_sentence(rule: str) -> None:
     with pytest.raises(UsageError, match="the replacement rule"):
         Filters(Corpus(replace=(rule,)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "sentence"),
+    [
+        (
+            "(a|aa)+$ => b",
+            "a" * 60 + "!",
+            r"the replacement rule \(a\|aa\)\+\$ => b, .* of 61 .* takes more",
+        ),
+        ("x* => " + "y" * 1000, "z" * 200_000, "makes more than 67,108,864 characters of it"),
+    ],
+)
+def test_a_rule_has_a_limit_of_time_and_size(monkeypatch, rule: str, text: str, sentence: str) -> None:
+    monkeypatch.setattr(filters, "RULE_SECONDS", 0.5)
+    with pytest.raises(RecipeError, match=sentence):
+        Filters(Corpus(replace=(rule,))).change(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("I am {{name}}, made by {{ author }}.", ["name", "author"]),
+        ("plain {braces}, {{a b}} and {{{{", []),
+        ("```html\n<p>{{item}}</p>\n``` and `{{code}}`", []),
+    ],
+)
+def test_placeholders_outside_code_are_found(text: str, names: list[str]) -> None:
+    assert placeholders(text) == names
 
 
 @pytest.mark.parametrize(

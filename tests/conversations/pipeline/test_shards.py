@@ -67,7 +67,7 @@ def test_a_finished_shard_is_not_prepared_again(small, sources, config, tmp_path
     shards.path_of(folder, 3, "samples").write_bytes(b"cut off")  # then it was not finished after all
     prepare(sources, folder, config, 1)
     again = {name for name, stamp in stamps.items() if (folder / name).stat().st_mtime_ns != stamp}
-    assert again == {"000003.samples", "000003.index", "000003.signatures"}
+    assert again == {f"000003.{kind}" for kind in ("samples", "index", "signatures", "changes")}
     prepare(sources, tmp_path / "whole", config, 1)
     assert contents(folder) == contents(tmp_path / "whole")
 
