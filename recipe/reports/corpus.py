@@ -120,7 +120,7 @@ def _unknown_roles(results: Mapping[str, Any]) -> Section:
 
 
 def _placeholders(results: Mapping[str, Any]) -> Section:
-    text = "Turns contain these placeholders as they are. Fill them with rules in corpus.replace: '\\{\\{NAME\\}\\} => TEXT'."
+    text = "Turns contain these placeholders. Fill them with rules in corpus.replace: '\\{\\{NAME\\}\\} => TEXT'."
     return Section("Placeholders", ("source", "name", "turns"), _by_source(results, "placeholders"), text)
 
 

@@ -16,8 +16,6 @@ class Drop(StrEnum):
     CUT_OFF = "the file ends inside the record"
     NOT_JSON = "broken JSON"
     NOT_UTF8 = "bytes that are not UTF-8"
-    TOO_LARGE = "a record over 64 MB"
-    TOO_DEEP = "a record that is nested too deeply"
     UNKNOWN_FORMAT = "a record in no known format"
     EMPTY = "a conversation without turns"
     NO_PAIR = "no question with an answer is left"

@@ -9,7 +9,7 @@ from recipe.conversations.formats.records import LAYOUTS, Layout
 from recipe.conversations.formats.transcripts import TRANSCRIPTS
 from recipe.conversations.formats.trees import TREES
 from recipe.conversations.messages import Conversation, Message
-from recipe.conversations.readers import json_stream, limits, tables
+from recipe.conversations.readers import json_stream, tables
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.core.errors import RecipeError, UsageError
 
@@ -34,7 +34,7 @@ def read(path: Path, at: Callable[[int], object] = lambda offset: None) -> Itera
 
 def raw_records(path: Path, source: str) -> Iterator[Record | Rejected]:
     """Every record of a JSON file, a Parquet file or a folder that `datasets` saved; one at a time."""
-    return limits.enforce(tables.records(path) if tables.is_table(path) else json_stream.records(path, source), source)
+    return tables.records(path) if tables.is_table(path) else json_stream.records(path, source)
 
 
 def conversations(

@@ -24,7 +24,6 @@ from recipe.conversations.pipeline import workers
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
 from recipe.conversations.pipeline.resolve import RawSource
-from recipe.conversations.readers import limits
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.conversations.tokens import Encoders
 from recipe.core.config import Corpus
@@ -96,7 +95,7 @@ def divide(sources: Iterable[RawSource], generated: Sequence[Conversation] = ())
                 yield replace(shard, end=end)
                 shard, size = Shard(shard.number + 1, source, number), 0
             shard.records.append(record)
-            size += record.size or limits.weigh(record.value if isinstance(record, Record) else "")
+            size += record.size
             end = record.offset + record.size if record.size else 0
         if shard.records:
             yield replace(shard, end=end)

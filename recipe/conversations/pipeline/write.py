@@ -99,8 +99,8 @@ class SplitFile:
 def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: Any) -> dict[str, Any]:
     """The `count` finished shards in `work` as train.jsonl, val.jsonl and rejected.jsonl in `folder`.
 
-    Returns what the manifest records and the reports show. Raises NothingLeftError where no sample is left. Memory: about
-    200 bytes a conversation, 500 where near-duplicates are dropped.
+    Returns what the manifest records and the reports show. Raises NothingLeftError where no sample is left.
+    Memory: about 200 bytes a conversation, 500 where near-duplicates are dropped.
     """
     corpus = plan.corpus
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects:

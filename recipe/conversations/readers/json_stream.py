@@ -17,7 +17,6 @@ from recipe.conversations.readers import gzip_text
 from recipe.core.errors import RecipeError
 
 CHUNK = 1 << 20  # characters per read
-LARGEST_RECORD = 1 << 26  # characters
 _GAP = re.compile(r"[\s,\ufeff]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python marks an undecodable byte
 _NEXT_LINE = re.compile(r"(?<=\n)\{")
@@ -119,8 +118,7 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
             begins = text.excerpt()
             text.skip_to_next(opening if in_array else _NEXT_LINE)
             lost = text.offset() - start
-            reason = Drop.TOO_LARGE if isinstance(error, _TooLargeError) else Drop.NOT_JSON
-            yield Rejected(source, start, reason, f"{error}; {lost:,} bytes were lost", begins, lost)
+            yield Rejected(source, start, Drop.NOT_JSON, f"{error}; {lost:,} bytes were lost", begins, lost)
             if text.ended():
                 return
         else:
@@ -129,10 +127,6 @@ def _values(text: "_Window", source: str, in_array: bool) -> Iterator[Record | R
                 yield Rejected(source, start, Drop.NOT_UTF8, "a byte of it is not UTF-8", excerpt(value), size)
             else:
                 yield Record(start, value, size)
-
-
-class _TooLargeError(ValueError):
-    pass
 
 
 class _Window:
@@ -165,8 +159,6 @@ class _Window:
                     bad_byte = self._bad_bytes and _NOT_UTF8.search(self.text, self.at, end) is not None
                     self.at = end
                     return value, bad_byte
-            if len(self.text) - self.at > LARGEST_RECORD:
-                raise _TooLargeError(f"more than {LARGEST_RECORD:,} characters")
             self._read()
 
     def skip_gap(self) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 from recipe.conversations.readers.json_stream import Record
 from recipe.core.errors import RecipeError
-from recipe.core.text import snippet
 
-ROWS = 16  # per read: a dictionary of a few kilobytes can stand for rows of gigabytes
+ROWS = 256  # per read
 
 
 def is_table(path: Path) -> bool:
@@ -46,7 +45,7 @@ def files(path: Path) -> list[Path]:
         return [path]
     found: list[Path] = []
     for state in sorted(path.rglob("state.json")):
-        found += [state.parent / name for name in _state(state)]
+        found += [state.parent / _plain(file["filename"], state) for file in _state(state)]
     found = found or sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.arrow"))
     if not found:
         raise RecipeError(
@@ -55,18 +54,19 @@ def files(path: Path) -> list[Path]:
     return found
 
 
-def _state(path: Path) -> list[str]:
-    """The names of the tables that a state.json lists."""
+def _state(path: Path) -> list[dict[str, str]]:
     try:
-        names = [file["filename"] for file in json.loads(path.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return list(json.loads(path.read_text(encoding="utf-8"))["_data_files"])
+    except (ValueError, KeyError, TypeError):
         raise RecipeError(
             f"{path} is not what `datasets` writes: expected _data_files in it; save the set again"
         ) from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
-            raise RecipeError(f"{path} names {snippet(name)!r}: expected a file beside it; save the set again")
-    return names
+
+
+def _plain(name: Any, state: Path) -> str:
+    if not isinstance(name, str) or Path(name).name != name:
+        raise RecipeError(f"{state} names {name!r}: expected a file beside it")
+    return name
 
 
 def _batches(file: Path) -> Iterator[Any]:
