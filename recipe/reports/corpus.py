@@ -147,9 +147,8 @@ def _changes(results: Mapping[str, Any]) -> Section:
         for source, account in results["sources"].items()
         for name, count in account["turns"]["changed"].items()
     ]
-    return Section(
-        "Changed turns", ("source", "change", "turns"), rows, "changed.jsonl lists those changed by cleaning."
-    )
+    text = "changed.jsonl lists the turns that the cleaning changed."
+    return Section("Changed turns", ("source", "change", "turns"), rows, text)
 
 
 def _rejected(results: Mapping[str, Any]) -> Section:

@@ -100,11 +100,13 @@ class Preparation:
             return None
         truncate = corpus.over_long == "truncate"
         split = split_conversation(messages, self.counter, corpus.template, corpus.max_length, truncate)
-        turns = len(messages) - 2 * split.dropped
+        turns = len(messages) - 2 * (split.dropped + split.untrained)
         account.dropped_turns[Drop.OVER_LONG_PAIR] += 2 * split.dropped
+        account.dropped_turns[Drop.UNTRAINED_PAIR] += 2 * split.untrained
         account.changed_turns[Change.TRUNCATED] += split.truncated
         if not split.samples:
-            account.dropped(Drop.ALL_OVER_LONG, turns, Drop.ORPHAN_SYSTEM)
+            reason = Drop.UNTRAINED if split.untrained else Drop.ALL_OVER_LONG
+            account.dropped(reason, turns, Drop.ORPHAN_SYSTEM)
             return None
         account.kept(turns)
         account.languages[spoken] += 1

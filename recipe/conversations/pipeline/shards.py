@@ -210,7 +210,10 @@ def _conversations(shard: Shard) -> Iterator[Conversation | Rejected]:
 
 def _lines(prepared: Prepared) -> Iterator[bytes]:
     for sample in prepared.samples:
-        messages = [{"role": message.role, "content": message.content} for message in sample.messages]
+        messages = [
+            {"role": message.role, "content": message.content} | ({} if message.trained else {"trained": False})
+            for message in sample.messages
+        ]
         line = json.dumps({"source": prepared.conversation.source, "messages": messages}, ensure_ascii=False)
         yield line.removeprefix("{").encode() + b"\n"
 

@@ -31,6 +31,7 @@ class Split:
     samples: list[Sample] = field(default_factory=list)
     dropped: int = 0
     truncated: int = 0  # kept, their answers cut
+    untrained: int = 0  # pairs in samples without a trained answer, which are dropped
 
 
 def split_conversation(
@@ -47,31 +48,37 @@ def split_conversation(
     system, pairs = templates.as_pairs(messages)
     opening = shape.system if system is None else system
     head = [] if system is None else [Message("system", system)]
+    is_trained = [message.trained for message in messages if message.role == "assistant"]
     out = Split()
     open_sample = False  # whether the last sample may take another pair
-    for question, answer in ((question, answer or "") for question, answer in pairs):
+    for index, (question, answer) in enumerate((question, answer or "") for question, answer in pairs):
         too_long = len(question) + len(answer) > max_length * counter.longest  # known without counting
+        pair = Message("user", question), Message("assistant", answer, is_trained[index])
         if open_sample and not too_long:
             last = out.samples[-1]
             tokens, trained = counter(shape.turn(None, question, answer))
             if last.tokens + tokens <= max_length:
-                pair = _pair(question, answer)
-                out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, last.trained + trained)
+                trained = last.trained + trained * is_trained[index]
+                out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, trained)
                 continue
         tokens, trained = (0, 0) if too_long else counter(shape.turn(opening, question, answer))
         open_sample = not too_long and tokens <= max_length
         if open_sample:
-            out.samples.append(Sample((*head, *_pair(question, answer)), tokens, trained))
-        elif truncate and (cut := _cut(shape, opening, question, answer, counter, max_length)):
-            out.samples.append(Sample((*head, *_pair(question, cut[0])), cut[1], cut[2]))
+            out.samples.append(Sample((*head, *pair), tokens, trained * is_trained[index]))
+        elif truncate and is_trained[index] and (cut := _cut(shape, opening, question, answer, counter, max_length)):
+            out.samples.append(Sample((*head, pair[0], Message("assistant", cut[0])), cut[1], cut[2]))
             out.truncated += 1
         else:
             out.dropped += 1
-    return out
+    return _drop_untrained(out, len(head))
 
 
-def _pair(question: str, answer: str) -> tuple[Message, Message]:
-    return Message("user", question), Message("assistant", answer)
+def _drop_untrained(split: Split, head: int) -> Split:
+    """Without the samples in which every answer is marked as not trained; `head`: system messages of a sample."""
+    for sample in split.samples:
+        split.untrained += 0 if sample.trained else (len(sample.messages) - head) // 2
+    split.samples = [sample for sample in split.samples if sample.trained]
+    return split
 
 
 def _cut(

@@ -79,6 +79,16 @@ def test_the_identity_conversations_are_all_kept(counter) -> None:
     assert preparation.accounts[identity.SOURCE].kept_conversations == len(found)
 
 
+def test_untrained_conversations_have_a_reason_of_their_own(counter) -> None:
+    preparation = Preparation(counter, Filters(Corpus()))
+    bad = Message("assistant", "a", trained=False)
+    assert preparation.take(Conversation("1", (Message("system", "s"), Message("user", "q"), bad), "a")) is None
+    account = preparation.accounts["a"]
+    assert account.balanced()
+    assert account.dropped_conversations == {Drop.UNTRAINED: 1}
+    assert +account.dropped_turns == {Drop.UNTRAINED_PAIR: 2, Drop.ORPHAN_SYSTEM: 1}
+
+
 def test_over_long_pairs_and_what_stood_around_them_are_accounted_for(counter) -> None:
     preparation = Preparation(counter, Filters(Corpus(max_length=60)))
     system, question, answer = Message("system", "s"), Message("user", "q"), Message("assistant", "a " * 99)

@@ -4,11 +4,15 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline import shards, workers
 from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.pipeline.shards import ShardConfig
@@ -110,3 +114,64 @@ def test_signals_wait_while_a_worker_is_started() -> None:
         signal.raise_signal(signal.SIGINT)
         done = True
     assert done
+
+
+def test_untrained_turns_are_marked_and_others_are_not(config, tmp_path: Path) -> None:
+    turns = (Message("user", "q"), Message("assistant", "bad", trained=False), Message("user", "r"))
+    item = Conversation("c", (*turns, Message("assistant", "good")), "made")
+    assert list(shards.prepare(shards.divide([], [item]), tmp_path, config, 1, lambda shard, count: None)) == [0]
+    line = json.loads("{" + shards.path_of(tmp_path, 0, "samples").read_text())
+    assert line["messages"] == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "bad", "trained": False},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "good"},
+    ]
+
+
+STUCK = """
+import os, re, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from recipe.conversations.pipeline import workers
+
+def stick(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    re.match(r"(a+)+$", "a" * 60 + "!")  # for years, and holds the interpreter's lock
+
+if __name__ == "__main__":
+    ProcessPoolExecutor(1, workers.context(), workers.follow_parent).submit(stick, sys.argv[1])
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stuck_worker_dies_with_its_parent(tmp_path: Path, sent: signal.Signals) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    noted = tmp_path / "worker"
+    root = str(Path(__file__).parents[3])
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "stuck.py", noted],
+        env={**os.environ, "PYTHONPATH": root},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: noted.is_file() and noted.read_text())
+    worker = int(noted.read_text())
+    time.sleep(0.2)
+    parent.send_signal(sent)
+    parent.wait(10)
+    wait_until(lambda: not is_running(worker))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
