@@ -24,14 +24,14 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import atomic_folder, check_ours, digest
-from recipe.core.manifest import completed, hash_inputs, write_manifest
+from recipe.core.files import MANIFEST, atomic_folder, check_ours, digest
+from recipe.core.manifest import completed, hash_inputs, read_manifest, write_manifest
 from recipe.core.text import printable, progress, say, show
 from recipe.core.versions import code_sha256
 from recipe.reports import corpus_html
 from recipe.reports.corpus import markdown, marked
 
-STAGE = "corpus"
+STAGE, DROPPED = "corpus", "corpus-dropped"
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def run(config: Config) -> dict[str, Any]:
             shutil.rmtree(work.parent)
         raise
     shutil.rmtree(work.parent)
+    remove_account(folder)
     seconds = time.monotonic() - started
     read = sum(account["conversations"]["read"] for account in results["sources"].values())
     say(f"{read:,} conversations in {seconds:.1f} s: {read / seconds:,.0f} a second")
@@ -97,13 +98,25 @@ def keep_account(
     plan: Plan, partial: Path, settings: dict[str, Any], inputs: dict[str, str], results: dict[str, Any]
 ) -> Path:
     """Where nothing is left to train on: report.md and the rejected records, in a folder beside the corpus."""
-    folder = Path(f"{plan.corpus.path}-dropped")
+    folder = account_folder(Path(plan.corpus.path))
     with atomic_folder(folder) as out:
         for name in ("rejected.jsonl", "changed.jsonl"):
             shutil.copyfile(partial / name, out / name)
         (out / "report.md").write_text(markdown(results, settings), encoding="utf-8")
-        write_manifest(out, "corpus-dropped", settings, inputs, results)
+        write_manifest(out, DROPPED, settings, inputs, results)
     return folder
+
+
+def account_folder(corpus: Path) -> Path:
+    """The folder of `keep_account`."""
+    return corpus.with_name(f"{corpus.name}-dropped")
+
+
+def remove_account(corpus: Path) -> None:
+    """Remove what an earlier attempt left where nothing was left to train on."""
+    folder = account_folder(corpus)
+    if (folder / MANIFEST).is_file() and read_manifest(folder)["stage"] == DROPPED:
+        shutil.rmtree(folder)
 
 
 def load_tokenizer(base: Path) -> Any:

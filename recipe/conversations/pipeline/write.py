@@ -221,7 +221,7 @@ def _report_oddities(selection: Selection) -> None:
     if unfilled:
         names = ", ".join(f"{{{{{name}}}}} in {count:,}" for name, count in unfilled.most_common(5))
         name = unfilled.most_common(1)[0][0]
-        rule = rf"--set corpus.replace='[\'\{{\{{{name}\}}\}} => TEXT\']'"
+        rule = rf"corpus.replace = ['\{{\{{{name}\}}\}} => TEXT']"
         say(f"turns contain placeholders ({names}): fill them with rules, as in {rule}")
     if selection.repeated_ids:
         say(f"{selection.repeated_ids:,} conversations had the id of an earlier one and were renamed, as c1 to c1+2")

@@ -116,6 +116,7 @@ def test_untrained_answers_are_context_and_count_no_loss(counter, byte_level_tok
     trained_ids = [label for label in labels if label != IGNORED]
     alone = encode(byte_level_tokenizer, render("vicuna_v1.1", turns[2:]))[1]
     assert trained_ids == [label for label in alone if label != IGNORED]
+    everything = [replace(turn, trained=True) for turn in turns]
     assert input_ids == encode(byte_level_tokenizer, render("vicuna_v1.1", everything))[0]
 
 
