@@ -58,3 +58,14 @@ def smollm2_tokenizer():
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("weights/smollm2-135m-instruct is absent (`make demo` makes it): this comparison was not made")
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2_template() -> str:
+    """The chat template that SmolLM2's makers put into its GGUF."""
+    import gguf
+
+    files = sorted((WEIGHTS / "raw" / "smollm2-135m-instruct").glob("*.gguf"))
+    if not files:
+        pytest.skip("weights/raw/smollm2-135m-instruct is absent (`make fetch`): this comparison was not made")
+    return gguf.GGUFReader(files[0]).fields["tokenizer.chat_template"].contents()
