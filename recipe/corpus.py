@@ -19,7 +19,7 @@ from recipe.conversations.pipeline.resolve import Plan, resolve
 from recipe.conversations.pipeline.shards import Shard, ShardConfig
 from recipe.conversations.pipeline.write import NothingLeftError, write_corpus
 from recipe.conversations.templates import Piece
-from recipe.conversations.tokens import encoders, visible
+from recipe.conversations.tokens import check_template, encoders, visible
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
@@ -54,6 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     if plan.corpus.processes != 1:
         workers.start_fork_server()
     tokenizer = load_tokenizer(plan.base)
+    check_template(tokenizer, plan.corpus.template)
     work = shards_folder(folder, digest([settings, inputs, code_sha256()]))
     try:
         count = prepare(plan, work, tokenizer)
@@ -81,7 +82,11 @@ def run(config: Config) -> dict[str, Any]:
 def describe(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
     """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
     settings = configs.hashed(plan.corpus) | {"decontaminate": len(plan.corpus.decontaminate)}  # hashed as inputs
-    return settings, hash_inputs(plan.inputs)
+    files = dict(plan.inputs)
+    if own_template := templates.file(plan.corpus.template):
+        files["template"] = own_template
+        settings["template"] = own_template.name
+    return settings, hash_inputs(files)
 
 
 def check_unchanged(plan: Plan, stamps: Sequence[Any]) -> None:

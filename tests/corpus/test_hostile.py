@@ -28,7 +28,8 @@ def write(path: Path, turns: list[tuple[str, str]], count: int = 3) -> Path:
         (
             [("human", "q"), ("sidekick", "a"), ("sidekick", "b")],
             "of 4 conversations 3 were dropped (no question with an answer is left), and of 9 turns 6 (a role "
-            "other than system, user, assistant); the most frequent ones are 'sidekick'; map them in the [[corpus.source]] table",
+            "other than system, user, assistant); the most frequent ones are 'sidekick'; map them in the "
+            "[[corpus.source]] table",
         ),
         ([("human", " "), ("gpt", "")], "of 6 turns 6 (a blank turn, or one without text); name the field of the text"),
     ],

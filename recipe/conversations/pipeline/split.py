@@ -56,7 +56,7 @@ def split_conversation(
         pair = Message("user", question), Message("assistant", answer, is_trained[index])
         if open_sample and not too_long:
             last = out.samples[-1]
-            tokens, trained = counter(shape.turn(None, question, answer))
+            tokens, trained = counter(shape.turn(None, question, answer), shape.end)
             if last.tokens + tokens <= max_length:
                 trained = last.trained + trained * is_trained[index]
                 out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, trained)
