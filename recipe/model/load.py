@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from recipe.checkpoints import safetensors
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import check_intact
 from recipe.model import quantized
@@ -107,20 +108,8 @@ def _empty_model(path: Path) -> "LlamaForCausalLM":
 
 def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
     """(name, tensor on the CPU) for every tensor of a folder of safetensors, one at a time."""
-    from safetensors import safe_open
-
-    for file in weight_files(path):
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no dict
-                yield name, shard.get_tensor(name)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model folder, in the index's order of names."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise RecipeError(f"{path} holds no .safetensors file: run `python -m recipe.convert` first")
-    return files
+    for name, tensor in safetensors.open_folder(path).items():
+        yield name, tensor.read()
 
 
 def check_folder(path: Path) -> None:

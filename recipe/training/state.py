@@ -21,11 +21,11 @@ KINDS = {"tuple": tuple, "list": list}
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write nested dicts (keys: str or int), lists and tuples of tensors and plain values into `folder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
     values = _split(state, "state", tensors)
-    save_file(tensors, folder / TENSORS)
+    (folder / TENSORS).write_bytes(save(tensors))
     (folder / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 

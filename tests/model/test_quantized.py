@@ -188,7 +188,7 @@ def test_a_full_disk_costs_a_sentence_and_nothing_more(base, capsys, monkeypatch
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("recipe.checkpoints.safetensors.write_file", full)
     model = load_cached(base, "int8", CPU)
     assert torch.isfinite(logits(model)).all()
     assert "No space left on device" in capsys.readouterr().err
