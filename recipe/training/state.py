@@ -36,7 +36,10 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     try:
         tensors = load_file(folder / TENSORS)
-        return _join(json.loads((folder / VALUES).read_text(encoding="utf-8")), tensors)
+        state = _join(json.loads((folder / VALUES).read_text(encoding="utf-8")), tensors)
+        if not isinstance(state, dict):
+            raise TypeError("not a dict")
+        return state
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RecipeError(
             f"{folder} has no readable {TENSORS} and {VALUES} ({error!r}): another version of the recipe may have "
