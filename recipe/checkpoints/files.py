@@ -28,6 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
     check_not_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but not text
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not JSON ({snippet(error)}): download it again") from None
     if not isinstance(value, dict):

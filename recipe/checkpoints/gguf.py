@@ -20,6 +20,7 @@ FLOATS = {
     gguf.GGMLQuantizationType.BF16: torch.bfloat16,
 }
 CHUNK_ROWS = 2048
+MOST_STRINGS = 1 << 21  # LLaMA 3 has 128,256 tokens and 280,147 merges
 
 
 def open_source(path: Path) -> Source:
@@ -44,20 +45,32 @@ def open_source(path: Path) -> Source:
 
 
 class _Reader(gguf.GGUFReader):
-    """The library's reader takes what lies beyond a file's end as empty and then counts to any length it was told."""
+    """The library's reader, which counts beyond a file's end and makes an object for each number of an array."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
             raise ValueError("it ends before its own lengths say")
         return super()._get(offset, dtype, count, override_order)
 
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        item = self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind[0]))
+        if item is not None:
+            block = self._get(orig_offs + 12, item, count[0])
+            return 12 + block.nbytes, [kind, count, block], [2], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
+        if kind[0] != gguf.GGUFValueType.STRING or count[0] > MOST_STRINGS:
+            raise ValueError(f"it has an array of {count[0]:,} values of type {kind[0]}")
+        return super()._get_field_parts(orig_offs, raw_type)
+
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """The metadata as plain values, and the tensors under GGUF's names."""
+    """The metadata as plain values (arrays of numbers as numpy's), and the tensors under GGUF's names."""
     check_not_pointer(path)
     try:
         reader = _Reader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+        fields = {name: _value(field) for name, field in reader.fields.items()}
         size = path.stat().st_size
         tensors = {}
         for tensor in reader.tensors:
@@ -67,6 +80,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
     return fields, tensors
+
+
+def _value(field: gguf.ReaderField) -> Any:
+    numbers = field.types[:1] == [gguf.GGUFValueType.ARRAY] and field.types[-1] != gguf.GGUFValueType.STRING
+    return field.parts[field.data[0]] if numbers and field.data else field.contents()
 
 
 def _lazy(path: Path, tensor: gguf.ReaderTensor) -> LazyTensor:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.checkpoints import tokenizer
-from recipe.checkpoints.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
+from recipe.checkpoints.pieces import BYTE, BYTE_PIECE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, check_texts
+from recipe.checkpoints.tokenizer import Tokenizer
+from recipe.checkpoints.tokenizer_json import allowed_merges
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
@@ -38,12 +40,15 @@ def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenize
 
 def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
     tokens = fields.get("tokenizer.ggml.tokens")
-    types = fields.get("tokenizer.ggml.token_type", [tokenizer.NORMAL] * len(tokens or []))
-    if not isinstance(tokens, list) or not tokens or len(types) != len(tokens):
+    if not isinstance(tokens, list) or not tokens:
         raise RecipeError(f"{where} holds no tokenizer, or a damaged one: convert the original checkpoint")
+    types = list(fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
+    if len(types) != len(tokens):
+        raise RecipeError(f"{where} holds a damaged tokenizer: {len(types):,} types for {len(tokens):,} tokens")
+    check_texts(tokens, where)
     kind = fields.get("tokenizer.ggml.model")
     if kind == "llama":
-        scores = fields.get("tokenizer.ggml.scores", [0.0] * len(tokens))
+        scores = list(fields.get("tokenizer.ggml.scores", [0.0] * len(tokens)))
         ids = {role: fields.get(key, -1) for role, key in IDS.items()}
         model = _sentencepiece(
             list(zip(tokens, scores, types, strict=False)),
@@ -54,9 +59,9 @@ def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokeniz
         return tokenizer.from_sentencepiece(model, rows, where)
     if kind == "gpt2":
         backend = _byte_level(fields, tokens, types, where)
-        tokenizer.check_size(backend, rows, where)
+        repairs = tokenizer.check_size(backend, rows, where)
         names = {role: tokens[fields[key]] for role, key in IDS.items() if fields.get(key, len(tokens)) < len(tokens)}
-        return Tokenizer(tokenizer.wrap(backend, names, where))
+        return Tokenizer(tokenizer.wrap(backend, names, where), repairs=repairs)
     raise RecipeError(f"{where}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
 
 
@@ -92,7 +97,7 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], 
     pairs = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
     if len(vocab) != len(tokens) or any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys() for pair in pairs):
         raise RecipeError(f"{where} holds a damaged tokenizer: its merges and its tokens do not fit together")
-    backend = Tokenizer(BPE(vocab, tokenizer.allowed_merges(pairs, special), ignore_merges=name == "llama-bpe"))
+    backend = Tokenizer(BPE(vocab, allowed_merges(pairs, special), ignore_merges=name == "llama-bpe"))
     backend.pre_tokenizer = pre
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in tokens if token in special])
@@ -148,9 +153,7 @@ def to_metadata(writer: "gguf.GGUFWriter", fast: "PreTrainedTokenizerFast", rows
     if tokenizer.is_llama_kind(fast.backend_tokenizer):
         if fast.unk_token_id is not None:
             types[fast.unk_token_id] = UNKNOWN
-        types = [
-            BYTE if tokenizer.BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, types, strict=True)
-        ]
+        types = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, types, strict=True)]
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list(tokens)

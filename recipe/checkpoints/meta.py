@@ -1,6 +1,7 @@
 """Meta's own checkpoints: consolidated.NN.pth (one per model-parallel rank), params.json, tokenizer.model."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from recipe.checkpoints import llama, pth, tokenizer
 from recipe.checkpoints.files import read_object
 from recipe.checkpoints.source import LazyTensor, Source
+from recipe.checkpoints.tokenizer import Tokenizer
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
@@ -26,7 +28,8 @@ def open_source(folder: Path) -> Source:
     """
     shards = sorted(folder.glob(SHARDS))
     _check_numbering(shards)
-    params_path, tokenizer_path = folder / "params.json", _tokenizer_path(folder)
+    params_path = folder / "params.json"
+    tokenizer_files, build_tokenizer = _tokenizer(folder)
     params = _params(params_path)
     ranks = [pth.read(shard) for shard in shards]
     for rank, shard in zip(ranks, shards, strict=True):
@@ -41,8 +44,8 @@ def open_source(folder: Path) -> Source:
         kind=f"Meta, {len(shards)} shard{'s' * (len(shards) > 1)}",
         config=config,
         tensors={tensor.name: tensor for tensor in tensors},
-        files=(*shards, params_path, tokenizer_path),
-        tokenizer=functools.partial(tokenizer.from_sentencepiece_file, tokenizer_path),
+        files=(*shards, params_path, *tokenizer_files),
+        tokenizer=build_tokenizer,
     )
 
 
@@ -55,10 +58,16 @@ def _check_numbering(shards: list[Path]) -> None:
             )
 
 
-def _tokenizer_path(folder: Path) -> Path:
+def _tokenizer(folder: Path) -> tuple[tuple[Path, ...], Callable[[int], Tokenizer]]:
+    """The tokenizer's files, here or one folder up, and what builds it. LLaMA 3 needs its tokenizer.json."""
     for place in (folder, folder.resolve().parent):
+        if (place / "tokenizer.json").is_file():
+            names = ("tokenizer.json", "tokenizer_config.json")
+            files = tuple(place / name for name in names if (place / name).is_file())
+            return files, functools.partial(tokenizer.from_folder, place)
         if (place / "tokenizer.model").is_file():
-            return place / "tokenizer.model"
+            path = place / "tokenizer.model"
+            return (path,), functools.partial(tokenizer.from_sentencepiece_file, path)
     raise RecipeError(f"{folder} has no tokenizer.model, nor has the folder above: put it beside the weights")
 
 

@@ -65,10 +65,7 @@ def read(pickle: bytes | bytearray, where: str) -> dict[str, StoredTensor]:
 
     Raises RecipeError, naming what was asked for, on anything but tensors in a dictionary.
     """
-    if len(pickle) > MAX_BYTES:
-        raise RecipeError(
-            f"{where}: its pickle has {len(pickle):,} bytes, a list of tensors needs at most {MAX_BYTES:,}"
-        )
+    check_size(len(pickle), where)
     try:
         value = _Machine().run(pickle)
         if not isinstance(value, dict):
@@ -84,6 +81,12 @@ def read(pickle: bytes | bytearray, where: str) -> dict[str, StoredTensor]:
         # what pickletools raises on bytes that are no pickle, and what an underflowing stack or a missing memo gives
         raise RecipeError(f"{where} is damaged: its pickle cannot be read; download it again") from None
     return value
+
+
+def check_size(size: int, where: str) -> None:
+    """Raises RecipeError on a pickle that is larger than any list of tensors."""
+    if size > MAX_BYTES:
+        raise RecipeError(f"{where}: its pickle has {size:,} bytes, a list of tensors needs at most {MAX_BYTES:,}")
 
 
 def _kind(value: Any) -> str:

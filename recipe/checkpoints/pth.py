@@ -60,8 +60,10 @@ def read(path: Path) -> dict[str, LazyTensor]:
     if len(pickles) != 1:
         raise RecipeError(f"{path} is a zip with {len(pickles)} data.pkl, expected the one of torch.save: {AGAIN}")
     prefix = pickles[0].removesuffix("data.pkl")
-    if f"{prefix}byteorder" in members and _bytes(path, members[f"{prefix}byteorder"]) != b"little":
-        raise RecipeError(f"{path} was written on a big-endian machine: {AGAIN}")
+    order = members.get(f"{prefix}byteorder")
+    if order and (order.size != len(b"little") or _bytes(path, order) != b"little"):
+        raise RecipeError(f"{path} was written on a big-endian machine, or is damaged: {AGAIN}")
+    pickled.check_size(members[pickles[0]].size, f"{path}")  # before it is read: a hole in a file can have any size
     stored = pickled.read(_bytes(path, members[pickles[0]]), where=f"{path}")
     tensors = {}
     for name, tensor in stored.items():
