@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recipe import convert
-from recipe.checkpoints import export, safetensors
+from recipe.checkpoints import export, gguf_out, safetensors
 from recipe.core.cli import entry
 from recipe.core.manifest import read_manifest, verify
 
@@ -104,7 +104,7 @@ def test_every_kind_of_source_gives_the_same_model(raw: Path, tmp_path: Path) ->
     wanted = LlamaForCausalLM.from_pretrained(first).state_dict()
     tokenizer = AutoTokenizer.from_pretrained(first)
     export.to_meta(first, tmp_path / "meta")
-    export.to_gguf(first, tmp_path / "m.gguf")
+    gguf_out.write(first, tmp_path / "m.gguf")
     (tmp_path / "folder").mkdir()
     shutil.copy(tmp_path / "m.gguf", tmp_path / "folder")
     for kind, source in (

@@ -11,7 +11,8 @@ from recipe.checkpoints import hf_config, llama, published, safetensors, source
 from recipe.checkpoints.open import open_source
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.checkpoints.tokenizer import Tokenizer
-from recipe.core.manifest import hash_inputs
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import hash_inputs, read_manifest
 from recipe.core.text import progress, say
 
 
@@ -24,6 +25,7 @@ class Conversion:
     dtype: torch.dtype
     shards: list[list[LazyTensor]]
     bytes: int
+    licence: str
 
     @classmethod
     def plan(cls, path: Path, dtype: str) -> "Conversion":
@@ -37,7 +39,8 @@ class Conversion:
         tokenizer = opened.tokenizer(opened.config["vocab_size"])
         stored = safetensors.DTYPES[dtype]
         tensors = [opened.tensors[name] for name in expected]  # the model's order
-        return cls(opened, tokenizer, stored, safetensors.plan(tensors, stored), safetensors.size(tensors, stored))
+        shards, size = safetensors.plan(tensors, stored), safetensors.size(tensors, stored)
+        return cls(opened, tokenizer, stored, shards, size, _licence(path))
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
@@ -58,7 +61,7 @@ class Conversion:
             say(f"repaired: {repair}")
         origin = published.compare(self.inputs)
         say(origin.sentence)
-        return {**self.describe(), "repairs": repairs, "published": origin.name}
+        return {**self.describe(), "repairs": repairs, "published": origin.name, "licence": self.licence}
 
     def describe(self) -> dict[str, Any]:
         """Its numbers, for the dry run and the manifest."""
@@ -70,3 +73,11 @@ class Conversion:
             "bytes": self.bytes,
             "shards": len(self.shards),
         }
+
+
+def _licence(path: Path) -> str:
+    """The licence that `fetch` recorded with the raw weights."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MANIFEST).is_file():
+        return "unknown"
+    return str(read_manifest(folder).get("results", {}).get("licence", "unknown"))
