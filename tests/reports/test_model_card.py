@@ -23,5 +23,5 @@ def test_what_is_not_known_is_named():
 
 def test_names_cannot_become_markup():
     card = model_card.render("<b>x|y</b>\x1b", BASE, {}, "a`|b", {"inputs": {"`<i>|": "c"}}, None, 0.0)
-    assert "# \\<b\\>x\\|y\\</b\\>\\x1b" in card and "`a'/b`" in card and "`'<i>/`" in card
+    assert "# \\<b\\>x\\|y\\</b\\>\\\\x1b" in card and "`a'/b`" in card and "`'<i>/`" in card
     assert "w'/.gguf" in card and "\x1b" not in card
