@@ -49,7 +49,7 @@ class Merge:
 
     @classmethod
     def of_run(cls, config: Config, folder: Path) -> "Merge":
-        """The merge of a finished run. Raises RecipeError where its files or its base are not what they were."""
+        """The merge of a finished run. Raises RecipeError if its files or its base have changed."""
         run, base = Run(folder), Path(config.base.path)
         for artefact in (base, folder):
             check_intact(artefact)
@@ -83,7 +83,7 @@ def run(config: Config, folder: Path, to: str) -> dict[str, Any]:
 
 
 def merge(job: Merge, to: str) -> dict[str, Any]:
-    """hf: weights that plain transformers loads. meta, gguf...: made from those. gguf-lora: the adapter alone.
+    """hf: weights that plain transformers loads. meta, gguf...: exported from those. gguf-lora: the adapter alone.
 
     Raises RecipeError: an adapter of another base, a sum that fp16 cannot hold, logits that differ from those of base
     plus adapter, a tokenizer that the format cannot express.
@@ -180,7 +180,7 @@ def write_modelfile(job: Merge, output: Path, weights: str) -> None:
 
 
 def write_card(job: Merge, output: Path, error: float) -> None:
-    """The model card: what the run, its base and its corpus say of themselves."""
+    """The model card, from the manifests of the run, its base and its corpus."""
     from recipe.reports import model_card
 
     corpus = evaluation = None

@@ -228,7 +228,7 @@ def test_incomplete_checkpoints(raw: Path, tmp_path: Path, capsys: pytest.Captur
     without = {name: tensor for name, tensor in state.items() if "layers.1" not in name}
     broken(without, "lacks model.layers.1", "(and 8 more)")
     broken({**state, "extra.bias": torch.zeros(1)}, "extra.bias")
-    broken({**state, "model.norm.weight": torch.zeros(32, dtype=torch.int8)}, "model.norm.weight", "int8", "quantised")
+    broken({**state, "model.norm.weight": torch.zeros(32, dtype=torch.int8)}, "model.norm.weight", "int8", "quantized")
     broken({**state, "model.norm.weight": torch.zeros(3)}, "model.norm.weight", "[3]", "[32]")
     broken({**state, "model.norm.weight": state["model.norm.weight"] * float("nan")}, "model.norm.weight", "not finite")
     broken({**state, "model.norm.weight": torch.full((32,), 1e5).bfloat16()}, "model.norm.weight", "--dtype fp32")

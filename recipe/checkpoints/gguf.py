@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, de-quantised as they are read."""
+"""GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, dequantized as they are read."""
 
 import functools
 from pathlib import Path
@@ -27,12 +27,12 @@ def open_source(path: Path) -> Source:
     """A .gguf file. Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep."""
     fields, tensors = _read(path)
     if fields.get("general.architecture") != "llama":
-        found = snippet(repr(fields.get("general.architecture")))
-        raise RecipeError(f"{path}: its architecture is {found}, expected 'llama'")
+        other = snippet(repr(fields.get("general.architecture")))
+        raise RecipeError(f"{path}: its architecture is {other}, expected 'llama'")
     if fields.get("split.count", 1) != 1:
         raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
     config = _config(fields, tensors, path)
-    hf = {theirs: ours for ours, theirs in llama.gguf_names(config["num_hidden_layers"]).items()}
+    hf = {new: old for old, new in llama.gguf_names(config["num_hidden_layers"]).items()}
     # llama.cpp's converter gives q and k Meta's rotary layout
     renamed = [llama.renamed(tensor, hf.get(name, name), config, llama.to_halves) for name, tensor in tensors.items()]
     return Source(
@@ -40,7 +40,7 @@ def open_source(path: Path) -> Source:
         config=config,
         tensors={tensor.name: tensor for tensor in renamed},
         files=(path,),
-        tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, where=path),
+        tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, path=path),
     )
 
 
@@ -97,7 +97,7 @@ def _lazy(path: Path, tensor: gguf.ReaderTensor) -> LazyTensor:
 def _tensor(
     path: Path, name: str, kind: gguf.GGMLQuantizationType, offset: int, size: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Read, not mapped, so that memory stays that of one tensor; quantised blocks become fp32 some rows at a time."""
+    """Read, not mapped, so that memory stays that of one tensor; quantized blocks become fp32 some rows at a time."""
     data = np.fromfile(path, dtype=np.uint8, count=size, offset=offset)
     if data.size != size:
         raise RecipeError(f"{path} is truncated: download it again")

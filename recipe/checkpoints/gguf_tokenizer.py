@@ -27,25 +27,25 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PRE_TOKENIZERS = ("gpt-2", "default", "llama-bpe", "smollm")  # the first with a given meaning is the one written
+PRE_TOKENIZERS = ("gpt-2", "default", "llama-bpe", "smollm")  # of two with one meaning the first is written
 
 
-def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
+def from_metadata(fields: Mapping[str, Any], rows: int, path: Path) -> Tokenizer:
     """The tokenizer for an embedding of that many rows. Raises RecipeError: unknown kind, damaged, or another size."""
     try:
-        return _from_metadata(fields, rows, where)
+        return _from_metadata(fields, rows, path)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise RecipeError(f"{where} holds a damaged tokenizer ({snippet(error)}): download it again") from None
+        raise RecipeError(f"{path} holds a damaged tokenizer ({snippet(error)}): download it again") from None
 
 
-def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
+def _from_metadata(fields: Mapping[str, Any], rows: int, path: Path) -> Tokenizer:
     tokens = fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise RecipeError(f"{where} holds no tokenizer, or a damaged one: convert the original checkpoint")
+        raise RecipeError(f"{path} holds no tokenizer, or a damaged one: convert the original checkpoint")
     types = list(fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
     if len(types) != len(tokens):
-        raise RecipeError(f"{where} holds a damaged tokenizer: {len(types):,} types for {len(tokens):,} tokens")
-    check_texts(tokens, where)
+        raise RecipeError(f"{path} holds a damaged tokenizer: {len(types):,} types for {len(tokens):,} tokens")
+    check_texts(tokens, path)
     kind = fields.get("tokenizer.ggml.model")
     if kind == "llama":
         scores = list(fields.get("tokenizer.ggml.scores", [0.0] * len(tokens)))
@@ -56,13 +56,13 @@ def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokeniz
             spaced=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
             squeezed=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
         )
-        return tokenizer.from_sentencepiece(model, rows, where)
+        return tokenizer.from_sentencepiece(model, rows, path)
     if kind == "gpt2":
-        backend = _byte_level(fields, tokens, types, where)
-        repairs = tokenizer.check_size(backend, rows, where)
+        backend = _byte_level(fields, tokens, types, path)
+        repairs = tokenizer.check_size(backend, rows, path)
         names = {role: tokens[fields[key]] for role, key in IDS.items() if fields.get(key, len(tokens)) < len(tokens)}
-        return Tokenizer(tokenizer.wrap(backend, names, where), repairs=repairs)
-    raise RecipeError(f"{where}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
+        return Tokenizer(tokenizer.wrap(backend, names, path), repairs=repairs)
+    raise RecipeError(f"{path}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
 
 
 def pre_tokenizer(name: str) -> Any:
@@ -81,7 +81,7 @@ def pre_tokenizer(name: str) -> Any:
     return None
 
 
-def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], where: Path) -> Any:
+def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], path: Path) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, processors
     from tokenizers.models import BPE
 
@@ -89,14 +89,14 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], 
     pre = pre_tokenizer(name)
     if pre is None:
         raise RecipeError(
-            f"{where}: its pre-tokenizer is {snippet(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
+            f"{path}: its pre-tokenizer is {snippet(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
             "convert the original checkpoint, which has a tokenizer.json"
         )
     vocab = {token: index for index, token in enumerate(tokens)}
     special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
     pairs = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
     if len(vocab) != len(tokens) or any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys() for pair in pairs):
-        raise RecipeError(f"{where} holds a damaged tokenizer: its merges and its tokens do not fit together")
+        raise RecipeError(f"{path} holds a damaged tokenizer: its merges and its tokens do not fit together")
     backend = Tokenizer(BPE(vocab, allowed_merges(pairs, special), ignore_merges=name == "llama-bpe"))
     backend.pre_tokenizer = pre
     backend.decoder = decoders.ByteLevel()
@@ -139,9 +139,9 @@ def _sentencepiece(pieces: list[tuple[str, float, int]], ids: dict[str, int], sp
 
 
 def to_metadata(writer: "gguf.GGUFWriter", fast: "PreTrainedTokenizerFast", rows: int, folder: Path) -> None:
-    """Put the tokenizer that lies in `folder` into a GGUF, with a name for every one of the embedding's rows.
+    """Put the tokenizer of `folder` into a GGUF, with a name for every one of the embedding's rows.
 
-    Raises RecipeError where llama.cpp has no name for how it splits text.
+    Raises RecipeError if llama.cpp has no name for its pre-tokenizer.
     """
     data = json.loads(fast.backend_tokenizer.to_str())
     tokens = [f"[PAD{index}]" for index in range(rows)]

@@ -10,7 +10,7 @@ from recipe.checkpoints.source import LazyTensor, Source
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
-# the index names the shards; where both formats lie in one folder, the one that needs no pickle is read
+# the index names the shards; if a folder has both formats, the one without a pickle is read
 WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -46,7 +46,7 @@ def open_source(folder: Path) -> Source:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether `folder` looks like one of Hugging Face's: it has a config.json, or weights under their names."""
+    """Whether `folder` has a config.json, or weights under the names of Hugging Face."""
     return any((folder / name).is_file() for name in ("config.json", *WEIGHTS))
 
 
@@ -68,19 +68,19 @@ def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
     """The files that hold the weights, in a fixed order, and the tensors in them."""
     listed = listed_files(folder)
     names = [name for name in WEIGHTS if listed is None or name in listed]
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
+    first = next((folder / name for name in names if (folder / name).is_file()), None)
+    if first is None:
         raise RecipeError(f"{folder} has a config.json but no weights: expected one of {', '.join(WEIGHTS)}")
-    if found.suffix != ".json":
-        return [found], _file(found)
-    index = read_object(found).get("weight_map")
+    if first.suffix != ".json":
+        return [first], _file(first)
+    index = read_object(first).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(shard, str) for shard in index.values()):
-        raise RecipeError(f"{found} has no weight_map: download it again")
+        raise RecipeError(f"{first} has no weight_map: download it again")
     tensors: dict[str, LazyTensor] = {}
     shards = sorted(set(index.values()))
     for shard in shards:
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise RecipeError(f"{found} names {snippet(shard)}, which is not a file beside it: it is refused")
+            raise RecipeError(f"{first} names {snippet(shard)}, which is not a file beside it: it is refused")
         held = _file(folder / shard)
         for name in (name for name, place in index.items() if place == shard):
             if name not in held:
@@ -88,7 +88,7 @@ def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
                     f"{folder / shard} lacks {snippet(name)}, which its index promises: download it again"
                 )
             tensors[name] = held[name]
-    return [found, *(folder / shard for shard in shards)], tensors
+    return [first, *(folder / shard for shard in shards)], tensors
 
 
 def _file(path: Path) -> dict[str, LazyTensor]:

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json: a stranger's checked against what a LLaMA can have, ours written."""
+"""config.json and generation_config.json: read and checked against what a LLaMA can have, and written."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,7 +76,7 @@ ROPE_NUMBERS = {
 
 
 def read(folder: Path, repairs: list[str]) -> dict[str, Any]:
-    """LlamaConfig's keywords, of a config.json of any transformers version up to 5; `repairs` gets what was mended.
+    """LlamaConfig's keywords, of a config.json of any transformers version up to 5; `repairs` gets what was corrected.
 
     Raises RecipeError on another model, and on a value that a LLaMA cannot have.
     """

@@ -28,7 +28,7 @@ def write_merged(base: Path, deltas: Mapping[str, Delta], output: Path) -> None:
 
 
 def merged_tensor(weight: LazyTensor, delta: Delta | None) -> LazyTensor:
-    """W + BA once it is read. Raises RecipeError then, where the dtype of W cannot hold a sum."""
+    """W + BA once it is read. Raises RecipeError then, if the dtype of W cannot hold a sum."""
     if delta is None:
         return weight
 

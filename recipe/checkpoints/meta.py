@@ -80,9 +80,9 @@ def _params(path: Path) -> dict[str, Any]:
             raise RecipeError(f"{path}: expected a number for {key}, found {snippet(repr(value))}")
     for key in ("dim", "n_layers", "n_heads"):
         if key not in params:
-            raise RecipeError(f"{path} does not say {key}: it is not Meta's params.json, or it is damaged")
+            raise RecipeError(f"{path} has no {key}: it is not Meta's params.json, or it is damaged")
     if params["dim"] % params["n_heads"]:
-        raise RecipeError(f"{path}: dim {params['dim']} is no multiple of n_heads {params['n_heads']}")
+        raise RecipeError(f"{path}: dim {params['dim']} is not a multiple of n_heads {params['n_heads']}")
     if params.get("use_scaled_rope"):
         raise RecipeError(f"{path} asks for LLaMA 3.1's scaled rotary embedding: convert Hugging Face's version of it")
     return params
@@ -92,7 +92,7 @@ def _config(params: dict[str, Any], merged: dict[str, LazyTensor], folder: Path)
     """LlamaConfig's keywords. Sizes that the params leave open (vocab_size -1, ffn) are those of the weights."""
     embedding, gate = merged.get("tok_embeddings.weight"), merged.get("layers.0.feed_forward.w1.weight")
     if embedding is None or gate is None:
-        raise RecipeError(f"{folder} lacks the embedding or the first layer: it is no LLaMA, or it is incomplete")
+        raise RecipeError(f"{folder} lacks the embedding or the first layer: it is not a LLaMA, or it is incomplete")
     norm_eps = params.get("norm_eps", 1e-5)
     return {
         "vocab_size": embedding.shape[0],
@@ -103,7 +103,7 @@ def _config(params: dict[str, Any], merged: dict[str, LazyTensor], folder: Path)
         "num_key_value_heads": params.get("n_kv_heads") or params["n_heads"],
         "rms_norm_eps": norm_eps,
         "rope_theta": params.get("rope_theta", 10000.0),
-        # Meta's params do not tell the context: LLaMA 1, the one with norm_eps 1e-6, has 2048, LLaMA 2 has 4096
+        # Meta's params do not contain the context length: LLaMA 1 (norm_eps 1e-6) has 2048, LLaMA 2 has 4096
         "max_position_embeddings": params.get("max_seq_len") or (2048 if norm_eps <= 1e-6 else 4096),
         "tie_word_embeddings": "output.weight" not in merged,
     }

@@ -1,4 +1,4 @@
-"""A checkpoint of any known kind, told by what lies in its folder."""
+"""Open a checkpoint of any known kind, detected by the files in its folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ EXPECTED = (
 
 
 def open_source(path: Path) -> Source:
-    """The checkpoint at `path`, of whatever kind. Raises RecipeError where its kind is not known."""
+    """The checkpoint at `path`, of whatever kind. Raises RecipeError if its kind is not known."""
     if path.is_file() and path.suffix == ".gguf":
         return gguf.open_source(path)
     if not path.is_dir():

@@ -35,7 +35,7 @@ TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # LLaMA 3's tokenizer.
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The fast tokenizer, the sentencepiece model it came from (None: another kind), and what had to be repaired."""
+    """The fast tokenizer, the sentencepiece model that it comes from (None: another kind), and what was repaired."""
 
     fast: "PreTrainedTokenizerFast"
     sentencepiece: bytes | None = None
@@ -91,19 +91,21 @@ def from_folder(folder: Path, rows: int) -> Tokenizer:
 def wrap(
     backend: "tokenizers.Tokenizer",
     names: Mapping[str, str],
-    where: Path,
+    path: Path,
     add_bos: bool = True,
     add_eos: bool = False,
 ) -> "PreTrainedTokenizerFast":
     """The transformers tokenizer around `backend`; `names` maps bos_token, eos_token, ... to tokens.
 
-    LLaMA has no padding token. It gets `<unk>` where there is one, as Vicuna does: it never occurs in text thanks to
-    the byte pieces. The end of sequence as padding hides the real ends from the loss, and the chat never stops.
+    LLaMA has no padding token. It gets `<unk>` if there is one, as in Vicuna: thanks to the byte pieces it never
+    occurs in text. The end of sequence as padding hides the real ends from the loss, and the chat never stops.
     """
     from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 
     if "eos_token" not in names:
-        raise RecipeError(f"{where}: its tokenizer names no end of sequence, without which no answer ever ends")
+        raise RecipeError(
+            f"{path}: its tokenizer has no eos_token, without which no answer ends: add it to tokenizer_config.json"
+        )
     names = {**names, "pad_token": names.get("pad_token") or names.get("unk_token") or names["eos_token"]}
     if is_llama_kind(backend):
         specials = {role: names.get(role) for role in ROLES}
@@ -129,7 +131,7 @@ def is_llama_kind(backend: "tokenizers.Tokenizer") -> bool:
 
 
 def check_size(backend: "tokenizers.Tokenizer", rows: int, path: Path) -> list[str]:
-    """Raises RecipeError unless every token has one of the embedding's `rows`; a sentence where rows are left over.
+    """Raises RecipeError unless every token has one of the embedding's `rows`; returns a sentence if rows are left.
 
     Embeddings are padded for matrix units, to a multiple of 8 up to 1,024 by various programs. A larger surplus means
     that the tokenizer is another model's.
@@ -144,17 +146,17 @@ def check_size(backend: "tokenizers.Tokenizer", rows: int, path: Path) -> list[s
     return [f"the embedding has {rows:,} rows for {size:,} tokens: the rest is padding"] if size < rows else []
 
 
-def _sentencepiece_backend(model: bytes, where: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
+def _sentencepiece_backend(model: bytes, path: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
     """The tokenizers object and the names of bos, eos and unk of a sentencepiece model."""
     from tokenizers import AddedToken, Tokenizer, decoders
     from tokenizers.models import BPE
     from transformers.convert_slow_tokenizer import generate_merges
 
-    proto = _proto(model, where)
+    proto = _proto(model, path)
     pieces = proto.pieces
     vocab = {piece.piece: index for index, piece in enumerate(pieces)}
     if len(vocab) != len(pieces):
-        raise RecipeError(f"{where} holds a piece twice: it is damaged, take it from the checkpoint again")
+        raise RecipeError(f"{path} holds a piece twice: it is damaged, take it from the checkpoint again")
     normal = {piece.piece: index for index, piece in enumerate(pieces) if piece.type == NORMAL}
     merges = generate_merges(normal, [(piece.piece, piece.score) for piece in pieces if piece.type == NORMAL])
     unknown = next((piece.piece for piece in pieces if piece.type == UNKNOWN), None)
@@ -177,26 +179,26 @@ def _sentencepiece_backend(model: bytes, where: Path) -> "tuple[tokenizers.Token
     return backend, names
 
 
-def _proto(model: bytes, where: Path) -> Any:
+def _proto(model: bytes, path: Path) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     if TIKTOKEN.match(model):
         raise RecipeError(
-            f"{where} is the tiktoken file of LLaMA 3, expected a sentencepiece model: put tokenizer.json and "
+            f"{path} is the tiktoken file of LLaMA 3, expected a sentencepiece model: put tokenizer.json and "
             "tokenizer_config.json from the Hugging Face version of the model beside it"
         )
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(model)
-        check_texts((piece.piece for piece in proto.pieces), where)
+        check_texts((piece.piece for piece in proto.pieces), path)
     except (DecodeError, UnicodeDecodeError):
-        raise RecipeError(f"{where} is not a sentencepiece model: take it from the checkpoint again") from None
+        raise RecipeError(f"{path} is not a sentencepiece model: take it from the checkpoint again") from None
     if not proto.pieces or proto.trainer_spec.model_type != proto.trainer_spec.BPE:
-        raise RecipeError(f"{where} is not a sentencepiece BPE, which every LLaMA tokenizer.model is")
+        raise RecipeError(f"{path} is not a sentencepiece BPE, which every LLaMA tokenizer.model is")
     if proto.normalizer_spec.precompiled_charsmap or not proto.trainer_spec.byte_fallback:
         raise RecipeError(
-            f"{where} rewrites characters or has no byte pieces, unlike LLaMA's: it is another model's tokenizer"
+            f"{path} rewrites characters or has no byte pieces, unlike LLaMA's: it is another model's tokenizer"
         )
     return proto
 
@@ -255,7 +257,7 @@ def _role_names(
     backend: "tokenizers.Tokenizer",
     repairs: list[str],
 ) -> dict[str, str]:
-    """bos, eos, unk and pad as the settings name them; where they name nothing that exists, as the tokenizer does."""
+    """bos, eos, unk and pad as the settings name them; those that do not exist are the tokenizer's own."""
     names = {}
     for role in ROLES:
         named = _content(settings.get(role)) or _content(special_map.get(role))
@@ -275,5 +277,5 @@ def _content(token: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
+    """A JSON object; empty if there is no such file."""
     return read_object(path) if path.is_file() else {}

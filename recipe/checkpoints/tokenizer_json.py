@@ -1,4 +1,4 @@
-"""A stranger's tokenizer.json: checked as data, tried in a process that may die, and only then loaded here.
+"""tokenizer.json files of others: checked as data, tried in a process that may die, and only then loaded here.
 
 The tokenizers library panics, aborts or allocates without bound on several damaged files, which no `except` stops.
 """
@@ -32,8 +32,8 @@ TRIAL = (
 def load(path: Path, rows: int, repairs: list[str]) -> "tokenizers.Tokenizer":
     """The tokenizer of a BPE tokenizer.json for an embedding of that many rows.
 
-    Left out: merges by which text could become a special token, added tokens without a row of the embedding (said in
-    `repairs`), dropout. Raises RecipeError where it is not a BPE, or where its parts do not fit together.
+    Left out: merges by which text could become a special token, added tokens without a row of the embedding (listed
+    in `repairs`), dropout. Raises RecipeError if it is not a BPE, or its parts do not fit together.
     """
     from tokenizers import Tokenizer
 

@@ -33,23 +33,23 @@ def is_quantised(name: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and ".layers." in name and name.endswith(".weight")
 
 
-def linear(weight: torch.Tensor, precision: str, where: torch.device, dtype: torch.dtype) -> nn.Linear:
+def linear(weight: torch.Tensor, precision: str, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """A frozen layer without bias that stores `weight` [out, in] in int8 or nf4 and computes in `dtype`.
 
     nf4 is that of bitsandbytes with double quantization (Dettmers et al. 2023, arXiv:2305.14314). Its kernels need
     CUDA: raises UnfitError on a CPU.
     """
     if precision == "int8":
-        return Int8Linear(weight.to(where))
+        return Int8Linear(weight.to(device))
     from bitsandbytes import functional
     from bitsandbytes.nn import Params4bit
 
     layer = _empty_nf4(weight.shape, dtype)
     try:
-        codes, state = functional.quantize_4bit(weight.to(where, dtype), compress_statistics=True, quant_type="nf4")
+        codes, state = functional.quantize_4bit(weight.to(device, dtype), compress_statistics=True, quant_type="nf4")
     except NotImplementedError:
         raise UnfitError(
-            f"base.precision is nf4 on {where.type}, expected a CUDA GPU: bitsandbytes has no 4-bit kernel for "
+            f"base.precision is nf4 on {device.type}, expected a CUDA GPU: bitsandbytes has no 4-bit kernel for "
             "anything else; set base.precision = int8"
         ) from None
     layer.weight = Params4bit(codes, quant_state=state, quant_type="nf4", bnb_quantized=True, module=layer)
@@ -57,17 +57,17 @@ def linear(weight: torch.Tensor, precision: str, where: torch.device, dtype: tor
     return layer
 
 
-def restored(tensors: dict[str, torch.Tensor], precision: str, where: torch.device, dtype: torch.dtype) -> nn.Linear:
+def restored(tensors: dict[str, torch.Tensor], precision: str, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """The layer whose `state_dict` is `tensors`, bit for bit.
 
     int8: `weight` int8 [out, in] and `scale` fp32 [out, 1]; nf4: the names of bitsandbytes.
     """
     if precision == "int8":
-        return Int8Linear.from_codes(tensors["weight"].to(where), tensors["scale"].to(where))
+        return Int8Linear.from_codes(tensors["weight"].to(device), tensors["scale"].to(device))
     from bitsandbytes.nn import Params4bit
 
     state = {name: tensor for name, tensor in tensors.items() if name != "weight"}
-    weight = Params4bit.from_prequantized(tensors["weight"], state, device=where)
+    weight = Params4bit.from_prequantized(tensors["weight"], state, device=device)
     layer = _empty_nf4(weight.quant_state.shape, dtype)
     layer.weight, layer.quant_state = weight, weight.quant_state
     return layer
@@ -81,7 +81,7 @@ def _empty_nf4(shape: Iterable[int], dtype: torch.dtype) -> "Linear4bit":
 
 
 def folder_of(base: Path, precision: str) -> Path:
-    """Where the copy lies: beside the weights, as weights/llama-7b-int8."""
+    """The folder of the copy, beside the weights: weights/llama-7b-int8."""
     base = Path(base)
     return base.with_name(f"{base.name}-{precision}")
 
@@ -94,13 +94,13 @@ def find(base: Path, precision: str) -> Path | None:
     try:
         manifest = read_manifest(folder)
         if manifest["config"] != {"precision": precision} or manifest["inputs"] != _inputs(base):
-            say(f"{folder} was made from other weights or by other code; it is made again")
+            say(f"{folder} was made from other weights or by other code: it is written again")
             return None
         problems = verify(folder)
     except RecipeError as error:
         problems = [str(error)]
     if problems:
-        say(f"{folder} is damaged and made again: {problems[0]}")
+        say(f"{folder} is damaged and written again: {problems[0]}")
         return None
     say(f"read {folder}, the {precision} copy of {base}: its manifest holds")
     return folder
@@ -121,7 +121,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
     """Write a copy of `model`'s quantized layers, and of the `rest` as stored, for the next start.
 
     `rest` yields (name, tensor) of what is not quantized. A full or read-only disk is reported and costs nothing else.
-    Raises RecipeError where the weights that were read are not those of their manifest: the copy would carry its
+    Raises RecipeError if the weights that were read are not those of their manifest: the copy would carry its
     fingerprint and other numbers.
     """
     folder = folder_of(base, precision)

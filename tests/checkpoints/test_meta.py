@@ -117,7 +117,7 @@ def test_shards_of_two_checkpoints_are_refused(
         ({"dim": None}, "whole number for dim"),
         ({"n_layers": -1}, "whole number for n_layers"),
         ({"n_layers": 10**9}, "whole number for n_layers"),
-        ({"n_heads": 5}, "no multiple"),
+        ({"n_heads": 5}, "not a multiple"),
         ({"norm_eps": "x"}, "number for norm_eps"),
         ({"use_scaled_rope": True}, "scaled rotary"),
     ],

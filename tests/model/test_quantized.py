@@ -162,7 +162,7 @@ def test_a_damaged_copy_is_said_and_made_again(base, capsys):
     capsys.readouterr()
     assert same_bits(first, load_base(base, "int8", CPU))
     said = capsys.readouterr().err
-    assert "is damaged and made again" in said and "wrote" in said
+    assert "is damaged and written again" in said and "wrote" in said
     assert quantized.find(base, "int8")
 
 
