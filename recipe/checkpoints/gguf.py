@@ -1,6 +1,7 @@
 """GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, dequantized as they are read."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ FLOATS = {
     gguf.GGMLQuantizationType.BF16: torch.bfloat16,
 }
 CHUNK_ROWS = 2048
+SHARD_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 MOST_STRINGS = 1 << 21  # LLaMA 3 has 128,256 tokens and 280,147 merges
 
 
 def open_source(path: Path) -> Source:
-    """A .gguf file. Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep."""
-    fields, tensors = _read(path)
+    """A .gguf file, or any shard of a split one.
+
+    Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep, a missing shard.
+    """
+    fields, tensors = read_file(path)
+    files = _shards(path, fields)
+    if len(files) > 1:
+        fields, tensors = _read_shards(files)
     if fields.get("general.architecture") != "llama":
         other = snippet(repr(fields.get("general.architecture")))
         raise RecipeError(f"{path}: its architecture is {other}, expected 'llama'")
-    if fields.get("split.count", 1) != 1:
-        raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
     config = _config(fields, tensors, path)
     hf = {new: old for old, new in llama.gguf_names(config["num_hidden_layers"]).items()}
     # llama.cpp's converter gives q and k Meta's rotary layout
@@ -39,7 +45,7 @@ def open_source(path: Path) -> Source:
         kind="GGUF",
         config=config,
         tensors={tensor.name: tensor for tensor in renamed},
-        files=(path,),
+        files=tuple(files),
         tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, path=path),
     )
 
@@ -65,7 +71,33 @@ class _Reader(gguf.GGUFReader):
         return super()._get_field_parts(orig_offs, raw_type)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+def _shards(path: Path, fields: dict[str, Any]) -> list[Path]:
+    """The files of a split GGUF, as llama-gguf-split names them; `path` alone if it is not split."""
+    count = fields.get("split.count", 1)
+    if count == 1 or type(count) is not int:
+        return [path]
+    name = SHARD_NAME.fullmatch(path.name)
+    if name is None or int(name[2]) != count or not 0 < count < 10_000:
+        raise RecipeError(f"{path} is one of {count} shards, expected a name like model-00001-of-{count:05d}.gguf")
+    return [path.with_name(f"{name[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+
+
+def _read_shards(files: list[Path]) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata of the first shard, and the tensors of all of them."""
+    fields, tensors = read_file(files[0])
+    for file in files[1:]:
+        _, more = read_file(file)
+        if twice := tensors.keys() & more.keys():
+            raise RecipeError(f"{file} repeats {snippet(min(twice))} of another shard: download it again")
+        tensors |= more
+    if len(tensors) != fields.get("split.tensors.count", len(tensors)):
+        raise RecipeError(
+            f"{files[0]} and its shards hold {len(tensors)} tensors, expected another number: download again"
+        )
+    return fields, tensors
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """The metadata as plain values (arrays of numbers as numpy's), and the tensors under GGUF's names."""
     check_not_pointer(path)
     try:

@@ -1,6 +1,7 @@
 """From this recipe's own folders to GGUF, the format of llama.cpp and Ollama: models, quantized or not, and adapters.
 
-The quantizers are those of llama.cpp's own `gguf` library, in numpy. One tensor is in memory at a time.
+The quantizers are those of llama.cpp's own `gguf` library, in numpy. One tensor is in memory at a time. A model is one
+file of any size: Ollama does not read split ones.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,13 @@
 """Open a checkpoint of any known kind, detected by the files in its folder."""
 
+import re
 from pathlib import Path
 
 from recipe.checkpoints import gguf, hf, meta
 from recipe.checkpoints.source import Source
 from recipe.core.errors import RecipeError
 
+LATER_SHARD = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")  # of a split GGUF
 EXPECTED = (
     "a folder with consolidated.*.pth and params.json (Meta), with config.json and .safetensors or .bin "
     "(Hugging Face), or a .gguf file"
@@ -22,7 +24,7 @@ def open_source(path: Path) -> Source:
         return meta.open_source(path)
     if hf.is_folder(path):
         return hf.open_source(path)
-    files = sorted(path.glob("*.gguf"))
+    files = [file for file in sorted(path.glob("*.gguf")) if not LATER_SHARD.search(file.name)]
     if len(files) == 1:
         return gguf.open_source(files[0])
     if files:

@@ -104,7 +104,7 @@ def wrap(
 
     if "eos_token" not in names:
         raise RecipeError(
-            f"{path}: its tokenizer has no eos_token, without which no answer ends: add it to tokenizer_config.json"
+            f"{path}: its tokenizer has no eos_token, so no answer would end: set it in tokenizer_config.json"
         )
     names = {**names, "pad_token": names.get("pad_token") or names.get("unk_token") or names["eos_token"]}
     if is_llama_kind(backend):

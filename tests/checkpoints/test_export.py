@@ -153,7 +153,7 @@ def test_quantised_blocks_are_decoded(llama: LlamaForCausalLM, tmp_path: Path, k
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _, tensors = gguf_reader._read(tmp_path / "m.gguf")
+    _, tensors = gguf_reader.read_file(tmp_path / "m.gguf")
     assert torch.equal(tensors["x"].read().float(), torch.from_numpy(gguf.quants.dequantize(data, kind_).copy()))
 
 

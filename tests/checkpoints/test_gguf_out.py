@@ -1,6 +1,6 @@
 """GGUF as written here, against llama.cpp's library, transformers, and the logits of the model it was made from."""
 
-import json
+import dataclasses
 from pathlib import Path
 
 import gguf
@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from recipe.checkpoints import gguf as gguf_reader
 from recipe.checkpoints import gguf_out, llama, merging, safetensors, tokenizer
+from recipe.checkpoints.open import open_source
+from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError
 from recipe.model.stream import stream_logits
 
@@ -162,12 +164,45 @@ def test_adapters_that_gguf_cannot_express_are_refused(folder: Path, tmp_path: P
 def test_memory_is_that_of_one_tensor(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is read after the one before it was written."""
     events: list[str] = []
-    real = safetensors._read
-    monkeypatch.setattr(safetensors, "_read", lambda path, name: (events.append("read"), real(path, name))[1])
+
+    def watched(tensor: LazyTensor) -> LazyTensor:
+        return dataclasses.replace(tensor, read=lambda: (events.append("read"), tensor.read())[1])
+
+    real = safetensors.open_file
+    monkeypatch.setattr(
+        safetensors, "open_file", lambda path: {name: watched(tensor) for name, tensor in real(path).items()}
+    )
     write = gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(
         gguf.GGUFWriter, "write_tensor_data", lambda self, data: (events.append("write"), write(self, data))[1]
     )
     gguf_out.write(folder, tmp_path / "m.gguf", "q8_0")
     assert events == ["read", "write"] * (len(events) // 2) and len(events) == 2 * 21
-    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 2
+
+
+def test_a_split_file_is_read_whole(folder: Path, tmp_path: Path) -> None:
+    """Split by llama.cpp's own library."""
+    gguf_out.write(folder, tmp_path / "m.gguf", "q8_0")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    writer = gguf.GGUFWriter(None, "llama", split_max_size=40_000)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    (tmp_path / "split").mkdir()
+    writer.write_header_to_file(tmp_path / "split" / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shards = sorted((tmp_path / "split").iterdir())
+    assert len(shards) > 2
+    whole = gguf_reader.open_source(tmp_path / "m.gguf")
+    for path in (tmp_path / "split", shards[0], shards[1]):
+        source = open_source(path)
+        assert source.files == tuple(shards) and source.config == whole.config
+        assert source.tensors.keys() == whole.tensors.keys()
+        assert all(torch.equal(source.tensors[name].read(), whole.tensors[name].read()) for name in whole.tensors)
+    shards[1].unlink()
+    with pytest.raises(RecipeError, match=r"00002-of-.* is missing"):
+        open_source(shards[0])

@@ -131,7 +131,7 @@ def test_an_array_of_millions_of_numbers_is_read_as_one_block(tmp_path: Path) ->
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
     (tmp_path / "m.gguf").write_bytes(head + struct.pack("<IIQ", 9, 0, count) + bytes(count))
     start = time.monotonic()
-    fields, _ = gguf_reader._read(tmp_path / "m.gguf")
+    fields, _ = gguf_reader.read_file(tmp_path / "m.gguf")
     assert time.monotonic() - start < 2
     assert isinstance(fields["general.x"], np.ndarray) and len(fields["general.x"]) == count
 
@@ -144,7 +144,7 @@ def test_gguf_arrays_are_those_of_the_library(tmp_path: Path) -> None:
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
         write()
     writer.close()
-    fields, _ = gguf_reader._read(tmp_path / "m.gguf")
+    fields, _ = gguf_reader.read_file(tmp_path / "m.gguf")
     assert list(fields["numbers"]) == [3, 1, 2] and fields["texts"] == ["a", "é"] and fields["one"] == 1.5
 
 
