@@ -17,7 +17,7 @@ from recipe.conversations.messages import Message
 from recipe.conversations.pipeline import assembly, resolve, shards, stats, workers
 from recipe.conversations.pipeline.shards import Job, Part
 from recipe.conversations.templates import Piece
-from recipe.conversations.tokens import encoders, visible
+from recipe.conversations.tokens import check_template, encoders, visible
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
@@ -51,6 +51,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.corpus.processes != 1:
         workers.get_ready()
     tokenizer = load_tokenizer(config)
+    check_template(tokenizer, config.corpus.template)
     work = parts_folder(folder, digest([settings, inputs, code_sha256()]))
     try:
         count = prepare(config, work, tokenizer)
@@ -86,6 +87,9 @@ def identify(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
     files |= {f"prompts {number}": Path(source) for number, source in enumerate(corpus.decontaminate)}
     files |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
     settings = configs.hashed(corpus) | {"decontaminate": len(corpus.decontaminate)}  # by content, not by place
+    if own_template := templates.file(corpus.template):
+        files["template"] = own_template
+        settings["template"] = own_template.name
     return settings, hash_inputs(files)
 
 

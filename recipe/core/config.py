@@ -49,7 +49,11 @@ class Corpus:
     )
     formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
     path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
-    template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
+    template: str = opt(
+        "vicuna_v1.1",
+        "chat template: vicuna_v1.1, vicuna_v0, alpaca, alpaca_short, llama-2, llama-3, chatml, zephyr, "
+        "or the path of a TOML file with your own",
+    )
     max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
     val_fraction: float = opt(0.02, "share of the conversations held out for validation")
     seed: int = opt(0, "seed of the hold-out")
