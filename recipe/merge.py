@@ -146,15 +146,16 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 
 def copy_settings(job: Merge, output: Path) -> None:
     """The base's configs and tokenizer, with the template of the run in them."""
-    from recipe.checkpoints import chat_settings, safetensors
+    from recipe.checkpoints import hf_config, safetensors
+    from recipe.conversations.templates.export import write_chat_template
     from recipe.conversations.tokens import end_ids
     from recipe.model.load import load_tokenizer
 
     for name in read_manifest(job.base)["outputs"]:
         if not name.endswith(".safetensors") and name not in (safetensors.INDEX, "README.md", "Modelfile"):
             shutil.copyfile(job.base / name, output / name)
-    chat_settings.add_chat_template(output, chat_template(job))
-    chat_settings.add_end_tokens(output, end_ids(load_tokenizer(job.base), job.template))
+    write_chat_template(output, job.template)
+    hf_config.add_end_tokens(output, end_ids(load_tokenizer(job.base), job.template))
     write_modelfile(job, output, ".")
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from recipe import evaluate, merge
-from recipe.checkpoints import chat_settings, gguf_out, hf, merging
+from recipe.checkpoints import gguf_out, hf, hf_config, merging
 from recipe.checkpoints.adapter import read_deltas
 from recipe.checkpoints.safetensors import open_folder
 from recipe.conversations.messages import Message
@@ -18,6 +18,7 @@ from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import read_manifest, verify, write_manifest
+from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
 from recipe.model.load import read_tensors
 from recipe.model.stream import stream_logits
@@ -155,7 +156,7 @@ def test_an_end_mark_of_the_template_joins_the_tokenizers_own(trained):
     output = folder / "settings"
     output.mkdir()
     merge.copy_settings(job, output)
-    chat_settings.add_end_tokens(output, [2, added])
+    hf_config.add_end_tokens(output, [2, added])
     assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [2, added]
 
 
@@ -166,7 +167,7 @@ def test_the_model_card_names_base_data_and_losses(trained):
     corpus = read_manifest(Path(config.corpus.path))
     assert all(sha256 in card for sha256 in corpus["inputs"].values())
     assert "no loss is known" in card and "rank 4, alpha 8" in card and "vicuna" in card and "Not measured" in card
-    evaluate.run(config, folder)
+    evaluate.run(config, Run(folder))
     shutil.rmtree(folder / "merged")
     merge.run(config, folder, "hf")
     card = (folder / "merged" / "README.md").read_text()

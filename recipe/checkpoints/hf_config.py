@@ -1,6 +1,7 @@
 """config.json and generation_config.json: read and checked against what a LLaMA can have, and written."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,3 +184,14 @@ def write(folder: Path, config: dict[str, Any], tokenizer: "PreTrainedTokenizerF
     llama.save_pretrained(folder)
     GenerationConfig(**ids).save_pretrained(folder)
     return changed
+
+
+def add_end_tokens(folder: Path, token_ids: Iterable[int]) -> None:
+    """Let a generation end at these tokens too: the end mark of a template need not be the tokenizer's EOS."""
+    path = folder / "generation_config.json"
+    ends = read_object(path).get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    if missing := [token_id for token_id in token_ids if token_id not in ends]:
+        settings = {**read_object(path), "eos_token_id": [*ends, *missing]}
+        # as transformers writes it
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
