@@ -33,7 +33,11 @@ class Conversion:
 
         Raises RecipeError: an incomplete, damaged or unknown checkpoint, a tokenizer of another size.
         """
-        opened = open_source(path)
+        return cls.of_source(open_source(path), path, dtype)
+
+    @classmethod
+    def of_source(cls, opened: Source, path: Path, dtype: str) -> "Conversion":
+        """The same of a checkpoint that is open; `path` is what errors name."""
         expected = llama.expected_shapes(opened.config, path)
         source.check_shapes(path, opened.tensors, expected)
         tokenizer = opened.tokenizer(opened.config["vocab_size"])
@@ -59,9 +63,13 @@ class Conversion:
         repairs = [*self.source.repairs, *self.tokenizer.repairs, *changed]
         for repair in repairs:
             say(f"repaired: {repair}")
+        return {**self.describe(), "repairs": repairs, "licence": self.licence}
+
+    def compare(self) -> str:
+        """The name of the published checkpoint whose files these are; empty, and said, if it is not one that is known."""
         origin = published.compare(self.inputs)
         say(origin.sentence)
-        return {**self.describe(), "repairs": repairs, "published": origin.name, "licence": self.licence}
+        return origin.name
 
     def describe(self) -> dict[str, Any]:
         """Its numbers, for the dry run and the manifest."""
