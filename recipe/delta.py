@@ -16,8 +16,8 @@ STAGE = "delta"
 def run(action: str, base: Path, other: Path, output: Path, dtype: str) -> dict[str, Any]:
     """apply: `base` + `other` (a delta); make: `other` (a tuned model) - `base`. Writes a converted folder.
 
-    Both may be in any format that `convert` reads. Returns the manifest. Raises RecipeError: they do not belong together, too little disk,
-    a value that fp16 cannot hold.
+    Both may be in any format that `convert` reads. Returns the manifest. Raises RecipeError: they do not belong
+    together, too little disk, a value that fp16 cannot hold.
     """
     from recipe.checkpoints import delta
     from recipe.checkpoints.conversion import Conversion

@@ -66,7 +66,7 @@ class Conversion:
         return {**self.describe(), "repairs": repairs, "licence": self.licence}
 
     def compare(self) -> str:
-        """The name of the published checkpoint whose files these are; empty, and said, if it is not one that is known."""
+        """Report which published checkpoint has these files; its name, empty if none is known."""
         origin = published.compare(self.inputs)
         say(origin.sentence)
         return origin.name
