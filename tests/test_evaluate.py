@@ -1,8 +1,11 @@
 """A run is evaluated: base beside tuned, by transformers' own loss, and only if its files are intact."""
 
 import dataclasses
+import errno
 import json
 import math
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,47 @@ def test_evaluating_an_unfinished_run_is_one_sentence(trained_run, capsys):
     assert "did not finish" in capsys.readouterr().err
     assert entry(lambda: evaluate.main(["--run", str(config.runs)])) == 2
     assert "is not a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["corpus", "base", "adapter"])
+def test_altered_inputs_are_refused(trained_run, tmp_path, what, capsys):
+    """Manifests alone are not enough: the files themselves must be what they were."""
+    config, run = trained_run
+    copies = {name: tmp_path / "inputs" / name for name in ("corpus", "base")}
+    for name, path in copies.items():
+        shutil.copytree(getattr(config, name).path, path)
+    file = {
+        "corpus": copies["corpus"] / "val.jsonl",
+        "base": copies["base"] / "model.safetensors",
+        "adapter": run.adapter / "adapter_model.safetensors",
+    }[what]
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    arguments = [f"--set={name}.path={path}" for name, path in copies.items()]
+    assert entry(lambda: evaluate.main(["--run", str(run.folder), *arguments])) == 1
+    message = capsys.readouterr().err
+    assert f"{file.name} was altered" in message and "make " in message
+    assert not run.eval_json.exists() and not list(copies["base"].parent.glob("base-*")), "no copy of altered weights"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(trained_run, monkeypatch, capsys):
+    config, run = trained_run
+    monkeypatch.setattr("recipe.model.open.open_run", lambda *args: pytest.fail("the model was loaded"))
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert entry(lambda: bool(evaluate.run(config, run))) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and str(run.folder) in message
+
+
+def test_a_strange_eval_json_is_evaluated_again(trained_run):
+    config, run = trained_run
+    run.samples.write_text("x")
+    for text in ("", "[]", '{"provenance": 1}'):
+        run.eval_json.write_text(text)
+        assert evaluate.find_earlier(run, {"config": {}, "inputs": {}}) is None
+    assert evaluate.run(config, run)["answers"]

@@ -55,6 +55,10 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
     """Save the adapter into an existing folder, with the same bytes in every process."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card of peft
+    weights = folder / ADAPTER_FILE
+    content = weights.read_bytes()
+    weights.unlink()  # safetensors makes files that only their owner can read
+    weights.write_bytes(content)
     # peft keeps target_modules as a set, whose order depends on the hash seed of the process
     file = folder / CONFIG_FILE
     settings = json.loads(file.read_text(encoding="utf-8"))

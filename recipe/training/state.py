@@ -21,11 +21,11 @@ KINDS = {"tuple": tuple, "list": list}
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write nested dicts (keys: str or int), lists and tuples of tensors and plain values into `folder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
     values = _split(state, "state", tensors)
-    save_file(tensors, folder / TENSORS)
+    (folder / TENSORS).write_bytes(save(tensors))
     (folder / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
@@ -36,7 +36,10 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     try:
         tensors = load_file(folder / TENSORS)
-        return _join(json.loads((folder / VALUES).read_text(encoding="utf-8")), tensors)
+        state = _join(json.loads((folder / VALUES).read_text(encoding="utf-8")), tensors)
+        if not isinstance(state, dict):
+            raise TypeError("not a dict")
+        return state
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RecipeError(
             f"{folder} has no readable {TENSORS} and {VALUES} ({error!r}): another version of the recipe may have "

@@ -89,6 +89,8 @@ class LoraTrainer(Trainer):
         nll, count = validation_nll(self.model, self.eval_dataset)
         metrics = {"eval_loss": nll / count}
         self.log(dict(metrics))
+        # it resets `should_evaluate`: without it Trainer validates the last step of the run twice
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def final_loss(self) -> float:
