@@ -129,5 +129,5 @@ def marked(pieces: Sequence[Piece], colour: bool) -> str:
         if piece.trained != was_trained:
             out.append(start if piece.trained else end)
             was_trained = piece.trained
-        out.append(printable(piece.text, keep="\n") if isinstance(piece, Span) else f"<{piece.name}>")
+        out.append(printable(piece.text, keep="\n") if isinstance(piece, Span) else piece.text)
     return "".join(out) + (end if was_trained else "")

@@ -53,7 +53,7 @@ def split_conversation(
         hopeless = len(question) + len(answer) > max_length * counter.longest  # told without counting
         if open_sample and not hopeless:
             last = out.samples[-1]
-            tokens, trained = counter(shape.turn(None, question, answer))
+            tokens, trained = counter(shape.turn(None, question, answer), shape.end)
             if last.tokens + tokens <= max_length:
                 pair = _pair(question, answer)
                 out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, last.trained + trained)

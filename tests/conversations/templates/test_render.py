@@ -62,5 +62,5 @@ def test_messages_that_do_not_alternate_are_refused(messages: list[Message], ope
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"no template 'alpaca'; known: vicuna_v1\.1"):
-        render("alpaca", say("q", "a"))
+    with pytest.raises(UsageError, match=r"no template 'vicuna'; expected one of vicuna_v1\.1, .*zephyr"):
+        render("vicuna", say("q", "a"))
