@@ -22,7 +22,7 @@ HELP = """\
 /retry         answer the last question again
 /save FILE     write the conversation as JSON lines, which recipe.corpus reads
 /help          this list
-Ctrl-C stops an answer, Ctrl-D ends the chat. 
+Ctrl-C stops an answer, Ctrl-D ends the chat.
 Pasted lines are one question; so are lines between two lines of \"\"\"."""
 
 

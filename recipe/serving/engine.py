@@ -1,5 +1,6 @@
 """The engine behind chat, API and page: streamed answers of the base and the tuned model from one copy in memory."""
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -172,11 +173,8 @@ class Engine:
         from transformers import DynamicCache
 
         past = self._past.pop(request.model, None)
-        common = 0
-        if past is not None:
-            pairs = zip(past.ids, request.prompt[:-1], strict=False)
-            common = next((n for n, (kept, wanted) in enumerate(pairs) if kept != wanted), None)
-            common = min(len(past.ids), len(request.prompt) - 1) if common is None else common
+        pairs = zip(past.ids if past else (), request.prompt[:-1], strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         if past is None or not common:
             return _Past([], DynamicCache())
         past.cache.crop(common)

@@ -9,7 +9,7 @@ import json
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class Server:
 
         return handle
 
-    async def pieces(self, call: Call) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(self, call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
         """What the worker generates. Closing this iterator stops the generation within one token."""
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
@@ -144,9 +144,8 @@ async def read_json(request: web.Request) -> Any:
         async with asyncio.timeout(BODY_SECONDS):
             data = await request.read()
     except TimeoutError:
-        raise BadRequest(
-            f"the body did not arrive within {BODY_SECONDS:g} seconds; send it faster", status=408
-        ) from None
+        message = f"the body did not arrive within {BODY_SECONDS:g} seconds; send it faster"
+        raise BadRequest(message, status=408) from None
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -154,7 +153,7 @@ async def read_json(request: web.Request) -> Any:
 
 
 async def stream(
-    request: web.Request, call: Call, answers: list[Answer], pieces: AsyncIterator[tuple[int, Piece]]
+    request: web.Request, call: Call, answers: list[Answer], pieces: AsyncGenerator[tuple[int, Piece], None]
 ) -> web.StreamResponse:
     """Server-sent events as OpenAI sends them, `[DONE]` last. An error after the first piece is an event too."""
     first = await anext(pieces)  # a full queue is still a 503
