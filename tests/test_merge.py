@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from recipe import merge, train
+from recipe import merge
 from recipe.checkpoints import hf
 from recipe.checkpoints.safetensors import open_folder
 from recipe.core.cli import entry
@@ -23,9 +23,9 @@ IDS = torch.tensor([[1, 20, 31, 42, 53, 64, 75, 86, 97]])
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 def peft_logits(config, folder):

@@ -79,7 +79,8 @@ class Server:
         except web.HTTPRequestEntityTooLarge:
             return refusal(413, f"the body is longer than {BODY_BYTES} bytes; send a shorter one")
         except web.HTTPException as error:
-            return refusal(error.status, f"{request.method} {error.reason.lower()} here; see /v1/models for a start")
+            paths = "/, /health, /v1/models, /v1/chat/completions and /v1/completions"
+            return refusal(error.status, f"the request failed ({error.reason}); this server has {paths}")
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:

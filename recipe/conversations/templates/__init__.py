@@ -22,6 +22,7 @@ __all__ = [
     "Template",
     "as_pairs",
     "chat_template",
+    "file",
     "get",
     "names",
     "render",
@@ -46,6 +47,11 @@ def get(name: str) -> Template:
             f"there is no template {name!r}; expected one of {', '.join(_BY_NAME)}, or the path of a .toml file"
         )
     return _BY_NAME[name]
+
+
+def file(name: str) -> Path | None:
+    """The TOML file of a user's own template; None for a published one."""
+    return Path(name) if custom.is_custom(name) else None
 
 
 @functools.cache
