@@ -23,13 +23,16 @@ def open_engine(config: Config, run: Run) -> Any:
 
 def open_folder(folder: Path, precision: str) -> Any:
     """The one model of a merged or converted folder. Raises RecipeError where a file of it was altered."""
-    from recipe.model.load import default_device, load_cached, load_tokenizer
+    from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, verify_base
     from recipe.serving.engine import Engine
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; expected one that recipe.merge or recipe.convert wrote")
-    template = TEMPLATE
+    template, copy = TEMPLATE, None
     if (folder / MANIFEST).is_file():
+        copy = verify_base(folder, precision)
         template = read_manifest(folder)["config"].get("template", TEMPLATE)
-    model = load_cached(folder, precision, default_device())
+    model = load_base(folder, precision, default_device(), copy)
+    if copy is None:
+        save_copy(model, folder, precision)
     return Engine(model, load_tokenizer(folder), template, models=("model",))

@@ -27,9 +27,10 @@ def visit(engine, tmp_path):
     def run(check):
         async def session():
             server = Server(engine, Access("127.0.0.1"))
-            async with TestServer(server.app(), handler_cancellation=True) as started:
-                async with browser.open_tab(str(started.make_url("/")), tmp_path / "profile") as tab:
-                    await check(tab, server)
+            started = TestServer(server.app(), handler_cancellation=True)
+            await started.start_server()
+            async with started, browser.open_tab(str(started.make_url("/")), tmp_path / "profile") as tab:
+                await check(tab, server)
 
         asyncio.run(session())
 

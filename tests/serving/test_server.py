@@ -252,7 +252,7 @@ def test_a_client_that_leaves_stops_the_generation(with_client, engine, monkeypa
     monkeypatch.setattr(engine, "stream", stream)
 
     async def check(client, server):
-        reader, writer = await asyncio.open_connection(client.host, client.port)
+        _, writer = await asyncio.open_connection(client.host, client.port)
         body = json.dumps({**CHAT, "stream": streamed}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{client.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
