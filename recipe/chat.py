@@ -8,7 +8,7 @@ from recipe.conversations.messages import Message
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.files import MANIFEST
-from recipe.core.manifest import check_inputs, read_manifest
+from recipe.core.manifest import read_manifest
 from recipe.core.text import printable, say, show
 
 STAGE = "chat"
@@ -52,26 +52,21 @@ class Chat:
 
 def from_run(args: Any) -> Chat:
     """Base plus adapter of --run."""
-    from recipe.model.adapter import load_adapter
-    from recipe.model.load import default_device, load_base, load_tokenizer
+    from recipe.model.open import open_run
 
     config, opened = load_run(args)
-    folder = opened.folder
-    base = Path(config.base.path)
-    check_inputs(folder, {"base": base})
-    tokenizer = load_tokenizer(base)
-    tuned = load_adapter(load_base(base, config.base.precision, default_device()), folder / "adapter")
-    return Chat(tuned, tokenizer, config.corpus.template, args.max_new_tokens, args.temperature)
+    tuned = open_run(opened, config)
+    return Chat(tuned.model, tuned.tokenizer, tuned.template, args.max_new_tokens, args.temperature)
 
 
 def from_folder(args: Any) -> Chat:
     """A merged or merely converted folder of --model."""
-    from recipe.model.load import default_device, load_base, load_tokenizer
+    from recipe.model.load import default_device, load_cached, load_tokenizer
 
     template = TEMPLATE
     if (args.model / MANIFEST).is_file():
         template = read_manifest(args.model)["config"].get("template", TEMPLATE)
-    loaded = load_base(args.model, args.precision, default_device())
+    loaded = load_cached(args.model, args.precision, default_device())
     return Chat(loaded, load_tokenizer(args.model), template, args.max_new_tokens, args.temperature)
 
 

@@ -17,6 +17,7 @@ class Message:
 
     role: str
     content: str
+    trained: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,21 @@ from typing import Any
 
 from recipe.core.errors import UsageError
 
+# Dotted keys of older configs -> their new names: an old config is refused with a hint, never misread.
+RENAMED = {
+    "train.accumulation": "train.gradient_accumulation_steps",
+    "train.accumulate": "train.matmul_accumulation",
+}
+
 
 def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...] = ()) -> Any:
     """A config field. `hashed=False` marks what cannot change a result: where things lie, how often to save."""
     return field(default=default, metadata={"doc": doc, "hashed": hashed, "choices": choices})
+
+
+def mapping(doc: str) -> Any:
+    """A config field that maps strings to strings, empty by default."""
+    return field(default_factory=dict, metadata={"doc": doc, "hashed": True, "choices": ()})
 
 
 @dataclass(frozen=True)
@@ -35,103 +46,129 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One file or folder of raw conversations: a `[[corpus.source]]` table."""
+
+    path: str = opt(
+        "", "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved", hashed=False
+    )
+    format: str = opt("", "the record layout; empty: detected for each record")
+    share: float = opt(1.0, "share of the source's conversations that is used, drawn by their ids")
+    weight: float = opt(
+        0.0, "relative share of the training tokens among the weighted sources, reached by repeating samples; 0: none"
+    )
+    fields: Mapping[str, str] = mapping("field names of your own, as { question = 'query', answer = 'response' }")
+    roles: Mapping[str, str] = mapping("role names of your own, as { client = 'user' }")
+    html: bool = opt(False, "every turn of pure HTML was copied from a chat page, also where it has no sign of one")
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The conversations."""
 
-    sources: tuple[str, ...] = opt(
-        (), "raw conversations: JSON, JSON lines or Parquet files, or folders that `datasets` saved", hashed=False
-    )
-    formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
+    source: tuple[Source, ...] = opt((), "the raw conversations, a table per file or folder")
     path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
-    template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
-    max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
-    val_fraction: float = opt(0.02, "share of the conversations held out for validation")
-    seed: int = opt(0, "seed of the hold-out")
-    identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
-    identity_organisation: str = opt("", "who the model says it was made by")
-    identity_repeat: int = opt(1, "how often the identity conversations are mixed into the training part")
-    html: bool = opt(True, "turn a chat page's HTML into Markdown")
-    replace: tuple[str, ...] = opt((), "rules 'pattern => text', regular expressions, applied to every turn in order")
-    script: str = opt(
-        "keep", "Chinese script: t2s makes traditional simplified, s2t the reverse", choices=("keep", "t2s", "s2t")
+    template: str = opt(
+        "vicuna_v1.1",
+        "chat template: vicuna_v1.1, vicuna_v0, alpaca, alpaca_short, llama-2, llama-3, chatml, zephyr, "
+        "or the path of a TOML file with your own",
     )
-    repair_roles: bool = opt(True, "bring roles in turn where that is clear; false: drop such conversations")
-    rounds: int = opt(0, "keep the first so many questions with their answers; 1 makes single rounds, 0 keeps all")
-    blocked_words: tuple[str, ...] = opt((), "drop conversations that hold one of these words")
+    max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
+    val_fraction: float = opt(0.02, "share of the conversations used for validation")
+    seed: int = opt(0, "seed of the validation split and of shares")
+    identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
+    identity_organisation: str = opt("", "the organisation that the model names as its maker")
+    identity_repeat: int = opt(1, "how often the identity conversations are repeated in the training samples")
+    html: bool = opt(True, "convert a chat page's HTML to Markdown")
+    replace: tuple[str, ...] = opt((), "rules 'pattern => text': regular expressions, applied to every turn in order")
+    script: str = opt(
+        "keep",
+        "Chinese script: t2s makes traditional simplified, s2t the reverse",
+        choices=("keep", "t2s", "s2t"),
+    )
+    repair_roles: bool = opt(True, "join or drop turns so that roles alternate; false: drop such conversations")
+    rounds: int = opt(0, "maximum question-answer pairs per conversation; 0: no limit")
+    blocked_words: tuple[str, ...] = opt((), "drop conversations that contain one of these words")
     languages_keep: tuple[str, ...] = opt((), "ISO 639-1 codes of the only languages kept; empty: all")
-    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages left out")
-    repeated_digits: int = opt(0, "drop conversations in which a digit comes so many times in a row; 0: off")
+    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages to drop")
+    repeated_digits: int = opt(0, "drop conversations with a run of this many equal digits; 0: off")
     decontaminate: tuple[str, ...] = opt(
         (),
-        "files of evaluation prompts, one a line or in any known format; conversations with one are dropped",
+        "files of evaluation prompts, one a line or in any known format; conversations that contain one are dropped",
         hashed=False,
     )
     duplicates: str = opt(
         "exact",
-        "which repeated conversations are dropped: none, equal texts, similar ones too",
+        "repeated conversations to drop: none, those with equal text, or similar ones too",
         choices=("keep", "exact", "near"),
     )
-    near_threshold: float = opt(0.8, "Jaccard similarity of three-word runs from which conversations are near")
+    near_threshold: float = opt(0.8, "Jaccard threshold on word 3-grams for near-duplicates")
     over_long: str = opt(
-        "drop", "a pair over max_length: drop it, or truncate its answer at a sentence", choices=("drop", "truncate")
+        "drop",
+        "a question-answer pair that exceeds max_length: drop it, or truncate its answer at a sentence",
+        choices=("drop", "truncate"),
     )
-    sample: tuple[str, ...] = opt((), "NAME=SHARE: the share of a source's conversations that is used, as raw.json=0.1")
-    mixture: tuple[str, ...] = opt(
-        (), "NAME=WEIGHT: the named sources' tokens in the training part are as their weights, by repeating samples"
-    )
-    processes: int = opt(0, "processes that prepare; 0: one a core", hashed=False)
+    processes: int = opt(0, "worker processes; 0: one per core", hashed=False)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+    """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = opt(8, "r: rank of the update")
-    alpha: int = opt(16, "the update is scaled by alpha / r")
-    dropout: float = opt(0.05, "dropout on the adapter's input")
-    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "the linear layers that get an adapter")
+    rank: int = opt(8, "rank r of the update")
+    alpha: int = opt(16, "the update is scaled by alpha / rank")
+    dropout: float = opt(0.05, "dropout on the input of the adapter")
+    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "linear layers of the decoder that get an adapter")
 
 
 @dataclass(frozen=True)
 class Train:
-    """The optimisation."""
+    """The optimization."""
 
-    seed: int = opt(0, "seed of adapter initialisation, data order and dropout")
-    epochs: float = opt(1.0, "passes over the corpus")
+    seed: int = opt(0, "seed of adapter initialization, data order and dropout")
+    epochs: float = opt(1.0, "passes over the training samples")
     micro_batch_tokens: int = opt(
-        2048, "tokens per forward pass: whole conversations side by side, at least corpus.max_length"
+        2048, "tokens per forward pass, filled with whole conversations; at least corpus.max_length"
     )
-    accumulation: int = opt(16, "forward passes per optimizer step")
+    gradient_accumulation_steps: int = opt(16, "forward passes per optimizer step")
     learning_rate: float = opt(3e-4, "peak learning rate")
-    warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
-    optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
-    accumulate: str = opt(
+    warmup_ratio: float = opt(0.03, "share of the steps with linear warm-up; cosine decay follows")
+    optimizer: str = opt(
+        "adamw", "AdamW with moments in fp32, or in 8 bits by bitsandbytes", choices=("adamw", "adamw8bit")
+    )
+    matmul_accumulation: str = opt(
         "fp32",
-        "sums of the frozen int8 layers' matmuls; fp16, on a card that is faster so and exact enough: a P100 may be",
+        "accumulation dtype of the int8 matmuls; fp16 is used only where a benchmark at the start finds it faster and "
+        "within tolerance",
         choices=("fp32", "fp16"),
     )
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
     recompute: int | str = opt(
         "auto",
-        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all; "
-        "auto: as few as fit the memory that is free",
+        "decoder layers with activation checkpointing: less memory, more time; -1: all; auto: the fewest that fit in "
+        "free memory",
         hashed=False,
         choices=("auto",),
     )
     eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
-    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)
+    keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False)
+    max_minutes: float = opt(
+        0.0,
+        "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What the tuned model is asked."""
+    """Questions to the base and the tuned model."""
 
     prompts: tuple[str, ...] = opt(
-        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by base and tuned model"
+        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by the base and the tuned model"
     )
-    max_new_tokens: int = opt(96, "longest answer in tokens")
+    max_new_tokens: int = opt(96, "maximum answer length in tokens")
 
 
 @dataclass(frozen=True)
@@ -145,6 +182,10 @@ class Config:
     lora: Lora = field(default_factory=Lora)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+_TABLE = "write one [[corpus.source]] table per source, with path and, where needed, format, share and weight"
+REPLACED = {f"corpus.{key}": _TABLE for key in ("sources", "formats", "sample", "mixture")}  # old key -> new form
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -198,14 +239,20 @@ def hashed(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
         elif item.metadata["hashed"]:
-            out[item.name] = list(value) if isinstance(value, tuple) else value
+            out[item.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [hashed(entry) if dataclasses.is_dataclass(entry) else entry for entry in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def describe() -> Iterator[str]:
     """One line per field for `--help`: dotted name, default, what it is."""
     for dotted, item in _fields(Config):
-        default = "" if item.default in ("", ()) else f" (default {_toml_value(item.default)})"
+        default = "" if item.default in ("", (), dataclasses.MISSING) else f" (default {_toml_value(item.default)})"
         choices = f" [{'|'.join(item.metadata['choices'])}]" if item.metadata["choices"] else ""
         yield f"{dotted}: {item.metadata['doc']}{choices}{default}"
 
@@ -229,14 +276,26 @@ def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fiel
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(item.type):
             yield from _fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, item
+            continue
+        yield prefix + item.name, item
+        if table := _table_type(item):
+            yield from _fields(table, f"{prefix}{item.name}[].")
+
+
+def _table_type(item: dataclasses.Field) -> type | None:
+    """The dataclass of a field that is an array of tables; None for any other field."""
+    entry = next(iter(typing.get_args(item.type)), None)
+    return entry if isinstance(entry, type) and dataclasses.is_dataclass(entry) else None
 
 
 def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     known = {item.name: item for item in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
+            if new := RENAMED.get(prefix + key):
+                raise UsageError(f"{prefix}{key} in {where} is now called {new}: rename the key")
+            if instead := REPLACED.get(prefix + key):
+                raise UsageError(f"{prefix}{key} in {where} is not a key any more: {instead}")
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise UsageError(f"unknown key {prefix}{key} in {where}; {hint}")
@@ -256,6 +315,14 @@ def _checked(item: dataclasses.Field, value: Any, dotted: str, where: str) -> An
     """`value` as the field's type; an int is accepted for a float, a list of strings for a tuple."""
     expected: Any = item.type
     choices = item.metadata["choices"]
+    if table := _table_type(item):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
+            raise UsageError(f"{dotted} in {where}: expected tables, as [[{dotted}]] in a file, found {value!r}")
+        return tuple(_build(table, entry, where, f"{dotted}[{number}].") for number, entry in enumerate(value))
+    if typing.get_origin(expected) is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(entry, str) for entry in value.values()):
+            raise UsageError(f"{dotted} in {where}: expected a table of strings, found {value!r}")
+        return dict(value)
     if isinstance(expected, types.GenericAlias):
         if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
             raise UsageError(f"{dotted} in {where}: expected a list of strings, found {value!r}")
@@ -279,17 +346,21 @@ def _toml(config: Any, prefix: str) -> Iterator[str]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            sections.append((item.name, value))
+            sections.append((f"[{prefix}{item.name}]", value, f"{prefix}{item.name}."))
+        elif value and _table_type(item):
+            sections += [(f"[[{prefix}{item.name}]]", entry, f"{prefix}{item.name}.") for entry in value]
         else:
             yield f"{item.name} = {_toml_value(value)}  # {item.metadata['doc']}"
-    for name, value in sections:
-        yield f"\n[{prefix}{name}]"
-        yield from _toml(value, f"{prefix}{name}.")
+    for heading, value, inner in sections:
+        yield f"\n{heading}"
+        yield from _toml(value, inner)
 
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_value(key)} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

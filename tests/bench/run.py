@@ -163,18 +163,15 @@ def ablation(length: int) -> dict[str, Any]:
 
 def packing() -> dict[str, Any]:
     """How full packs of real conversations are, of their own greatest length and of 2,048 tokens."""
-    from recipe.conversations.packing import fill, pack
     from recipe.model.load import load_tokenizer
-    from recipe.training import dataset
+    from recipe.training.dataset import PackedDataset, encode_file
 
     out = {}
     for length in (512, 1024, 2048):
-        rows = dataset.encode_file(corpus(length) / "train.jsonl", load_tokenizer(base()), "vicuna_v1.1")
-        sizes = dataset.lengths(rows)
-        start = dataset.shared_start(rows)
-        full = {
-            budget: fill(pack(sizes, budget, seed=0, shared=start), sizes, budget, start) for budget in (length, 2048)
-        }
+        rows = encode_file(corpus(length) / "train.jsonl", load_tokenizer(base()), "vicuna_v1.1")
+        packed = {budget: PackedDataset(rows, budget) for budget in (length, 2048)}
+        full = {budget: data.fill for budget, data in packed.items()}
+        sizes = packed[length].lengths
         padded = sum(sizes) / (length * len(sizes))
         out[str(length)] = {"own": round(full[length], 4), "full": round(full[2048], 4), "padded": round(padded, 4)}
     return out
@@ -184,7 +181,7 @@ def first_step() -> dict[str, Any]:
     """Seconds from the start of `recipe.train` on the demo's model until its first optimizer step is written down."""
     prepared = corpus(512)
     with tempfile.TemporaryDirectory() as folder:
-        options = [f"runs={folder}", f"corpus.path={prepared}", "train.accumulation=1"]
+        options = [f"runs={folder}", f"corpus.path={prepared}", "train.gradient_accumulation_steps=1"]
         command = [sys.executable, "-m", "recipe.train", "--config", str(ROOT / "recipe" / "configs" / "demo.toml")]
         command += [word for option in options for word in ("--set", option)]
         start = time.perf_counter()

@@ -51,17 +51,19 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     from torch.nn import functional as F
 
     from recipe.core.config import Lora, Train
-    from recipe.model import load
+    from recipe.core.run import Run
+    from recipe.model import prepare
     from recipe.model.adapter import add_adapter
     from recipe.model.likelihood import IGNORED
     from recipe.model.load import load_base
     from recipe.pascal import attention
     from recipe.training import dataset
     from recipe.training import trainer as training
+    from recipe.training.dataset import PackedDataset
     from recipe.training.trainer import build_trainer
 
     def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "shared")}
+        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "prefix")}
         logits = tuned(**given, attention_mask=torch.empty(1, 1, 1, 1), use_cache=False).logits[0, :-1]
         targets = batch["labels"][0, 1:]
         return F.cross_entropy(logits, targets, reduction="sum"), int((targets != IGNORED).sum())
@@ -71,17 +73,20 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     if way == "no-chunked-loss":
         training.trained_nll = all_logits
     if way == "no-lean-layers":
-        load.slim = lambda *modules: None
+        prepare.fuse_layers = lambda *modules: None
     if way == "no-shared-prompt":
-        dataset.shared_start = training.shared_start = lambda rows: 0
+        dataset.common_prefix = lambda rows: 0
     table = Dataset.from_list(rows)
     loaded = load_base(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
     budget, packs, _ = packed(way, table, length)
-    settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
-    recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
+    settings = Train(
+        micro_batch_tokens=budget, gradient_accumulation_steps=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0
+    )
     tuned = add_adapter(loaded, lora, seed=0)
-    return build_trainer(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
+    prepare.prepare_for_training(tuned, len(loaded.model.layers) if way == "no-kept-activations" else 0)
+    data = PackedDataset(table, budget, settings.seed, packs_per_step=packs)
+    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget), cuda=False)
 
 
 def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
@@ -89,11 +94,11 @@ def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
 
     What is longer than a pack is one of its own; short ones share larger ones, within the usual way's memory.
     """
-    from recipe.conversations.packing import pack
-    from recipe.training import dataset
+    from recipe.training.dataset import PackedDataset
 
-    budget, shared = 1 if way == "no-packing" else max(length, 1024), dataset.shared_start(table)
-    return budget, len(pack(dataset.lengths(table), budget, seed=0, shared=shared)), shared
+    budget = 1 if way == "no-packing" else max(length, 1024)
+    data = PackedDataset(table, budget)
+    return budget, len(data), data.prefix
 
 
 def common(folder: Path, steps: int, batch: int) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_a_span_behind_a_span_has_no_prefix_whoever_adds_it(kind: str) -> None:
     space = "Ġ" if "byte" in kind else "▁"
     vocabulary = {piece: index for index, piece in enumerate(["</s>", space, "a", f"{space}a"])}
     backend = Tokenizer(models.BPE(vocabulary, [(space, "a")]))
-    if kind == "metaspace":  # what transformers builds where `legacy` is false
+    if kind == "metaspace":  # what transformers builds where `legacy` is false: a prefix at the very start alone
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     elif kind == "prepend":
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -162,7 +162,9 @@ def test_a_span_behind_a_span_has_no_prefix_whoever_adds_it(kind: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     pieces = [Span("a", False), Span("a", False), Special("eos", True), Span("", False), Span("a", True)]
     ids, _ = encode(tokenizer, pieces)
-    assert tokenizer.convert_ids_to_tokens(ids) == [f"{space}a", "a", "</s>", f"{space}a"]
+    after_special = "a" if kind == "metaspace" else f"{space}a"
+    assert tokenizer.convert_ids_to_tokens(ids) == [f"{space}a", "a", "</s>", after_special]
+    assert ids == tokenizer("aa</s>a")["input_ids"]
 
 
 def test_an_eos_that_is_an_ordinary_added_token_is_special_all_the_same(byte_level_tokenizer) -> None:

@@ -63,18 +63,16 @@ class TokenCounter:
         # An answer that does not fit behind the last one is counted again behind a new opening.
         self._inner = functools.lru_cache(maxsize=2)(self._inner)
 
-    def __call__(self, pieces: Sequence[Piece]) -> tuple[int, int]:
-        """(tokens, trained tokens) of what `render` returns."""
+    def __call__(self, pieces: Sequence[Piece], before: Piece | None = None) -> tuple[int, int]:
+        """(tokens, trained tokens) of pieces of what `render` returns; `before`: the piece before them, if any."""
         tokens = trained = 0
-        leading = True
-        for piece in pieces:
+        for piece, leading in self._encoders.segments(pieces, before):
             if isinstance(piece, Special):
-                count = int(piece.name == "eos" or self._encoders.bos is not None)
+                count = len(self._encoders.special_ids(piece.name))
             elif piece.text:
                 count = self._leading(piece.text) if leading else self._inner(piece.text)
             else:
                 continue
-            leading = isinstance(piece, Special)
             tokens += count
             trained += count * piece.trained
         return tokens, trained
