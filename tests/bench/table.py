@@ -94,9 +94,7 @@ def training(part: dict[str, Any]) -> str:
     turn = f"{part['conversations']} conversations per turn, {part['mean_length']} tokens on average"
     note = f"{turn}; median of {part['repeats']} turns (lowest to highest)."
     note += "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians."
-    note += (
-        "\nThe share of the matmul limit counts needed compute alone; times the column before it, all compute."
-    )
+    note += "\nThe share of the matmul limit counts needed compute alone; times the column before it, all compute."
     return table(head, rows) + f"\n{note}\n"
 
 
