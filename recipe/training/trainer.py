@@ -124,7 +124,7 @@ class LoraTrainer(Trainer):
         """Write a whole checkpoint with its manifest, then remove older ones."""
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        with atomic_folder(folder, ours=True) as partial:
+        with atomic_folder(folder, replace_any=True) as partial:
             write_adapter(self.model, partial)
             check_adapter(partial, trained=False)
             self.state.save_to_json(str(partial / "trainer_state.json"))
