@@ -1,4 +1,4 @@
-"""The outcome of a run on one page: numbers and answers before and after, where everything lies, what to try next."""
+"""The outcome of a run on one page: numbers and answers before and after, paths, and what to try next."""
 
 import json
 import sys
