@@ -32,9 +32,9 @@ def run(config: Config) -> dict[str, Any]:
         say(f"{output} is converted already: its manifest holds")
         return manifest
     check_disk(output, plan.bytes)  # before the minute that hashing 13 GB takes
-    inputs = plan.inputs
+    inputs, published = plan.inputs, plan.compare()
     with atomic_folder(output) as partial:
-        return write_manifest(partial, STAGE, settings, inputs, plan.write(partial))
+        return write_manifest(partial, STAGE, settings, inputs, {**plan.write(partial), "published": published})
 
 
 def _paths(config: Config) -> tuple[Path, Path]:

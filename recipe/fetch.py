@@ -30,7 +30,7 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     """Fetch `name` into `output`; its manifest, whose outputs are the lock of hashes.
 
     The manifest's config holds what pins the bytes and no more: rewording the catalogue does not undo a download.
-    Raises UsageError on an unknown name, RecipeError where the download fails or has another hash than the pinned one.
+    Raises UsageError on an unknown name, RecipeError if the download fails or its hash is not the pinned one.
     """
     known = sources().get(name)
     if known is None and "/" not in name:

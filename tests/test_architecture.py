@@ -23,6 +23,7 @@ ALLOWED = {
     "environment": {"core", "planning", "pascal"},
     "model": {"core", "conversations", "checkpoints", "pascal"},
     "training": {"core", "conversations", "model", "pascal"},
+    "serving": {"core", "conversations", "model"},
 }
 TORCH_FREE = {"core", "conversations", "planning", "reports"}
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}

@@ -92,7 +92,8 @@ class LoraTrainer(Trainer):
         metrics = {"eval_loss": nll / count}
         self.log(dict(metrics))
         # it resets `should_evaluate`: without it Trainer validates the last step of the run twice
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        state, control = self.state, self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics)
         return metrics
 
     def final_loss(self) -> float:
