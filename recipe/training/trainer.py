@@ -48,8 +48,6 @@ class TrainResults:
 class LoraTrainer(Trainer):
     """Trainer on a `PackedDataset`: the loss is the mean over the trained tokens of the whole optimizer step."""
 
-    control: Any  # set by Trainer, from where mypy cannot infer its type
-
     train_dataset: PackedDataset
     eval_dataset: PackedDataset
 
