@@ -16,6 +16,7 @@ from recipe.core.run import Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
+from recipe.training.launch import clear_launcher_variables
 from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def run(config: Config) -> dict[str, Any]:
     The run's id is the digest of everything that can change the result (settings, base, corpus). So the same command
     finds its own checkpoints, and another config never resumes from them.
     """
+    clear_launcher_variables()
     with StopRequest(config.train.max_minutes) as stop:
         import torch  # noqa: F401 - takes seconds, and may swallow a Ctrl-C
         from transformers import logging
