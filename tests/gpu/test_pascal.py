@@ -232,9 +232,10 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
         pytest.skip("fp16 sums are cuBLAS's: a CPU has none")
     wide = (4096, 11008, 4, 32, 32, 32000) if half else (256, 688, 4, 8, 8, 1000)
     shape = memory.Shape(*wide)
-    length = 1024 if half else 128
+    lengths = [1024, 1024] if half else [192]
+    tokens = sum(lengths)
     targets = ("q_proj", "v_proj")
-    step = memory.Step(2, length, 2 * length, 8, targets, True, half=half, on_card=half, fp16_sums=fp16_sums)
+    step = memory.Step(tokens, tokens, 8, targets, True, cuda=half, fp16_accumulation=fp16_sums)
     layers = nn.ModuleList(Layer(shape, step.rank, dtype, device) for _ in range(shape.num_hidden_layers)).train()
     gemm.accumulate_in_fp16(layers, gemm.int8_shapes(layers) if fp16_sums else ())
     recompute_first(layers, recomputed)
@@ -250,14 +251,14 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
             x = embedded + 0
             cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
             for layer in layers:
-                x = layer(x, cos, sin, lengths=[length, length])
+                x = layer(x, cos, sin, lengths=lengths)
             loss = chunked_nll(norm(x)[0], head, targets) / step.tokens
         loss.backward()
 
     work()
     work()
     peak = instruments.peak_bytes(work, device)
-    estimate = memory.estimate(shape, step, recomputed)
+    estimate = memory.estimate_memory(shape, step, recomputed)
     expected = estimate.peak - estimate.weights - estimate.adapters - estimate.optimizer
     print(f"{recomputed} of 4 layers recomputed: {peak / 2**20:.0f} MiB, the plan says {expected / 2**20:.0f}")
     assert expected == pytest.approx(peak, rel=0.10)

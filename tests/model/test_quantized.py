@@ -1,4 +1,4 @@
-"""A quantised base: bitsandbytes' NF4 around reference kernels, and the copy on the disk that a start reads instead."""
+"""A quantized base: NF4 of bitsandbytes with reference kernels, and the copy on the disk that a start reads instead."""
 
 import dataclasses
 import errno
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from recipe.core.errors import UnfitError
+from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST
 from recipe.core.manifest import verify
 from recipe.model import load, quantized
@@ -75,7 +76,7 @@ def test_nf4_gradients_are_those_of_the_dequantised_weight(kernels):
 
 
 def test_nf4_on_a_cpu_says_what_it_needs():
-    with pytest.raises(UnfitError, match=r"nf4 on cpu, expected a CUDA card.*set base\.precision = int8"):
+    with pytest.raises(UnfitError, match=r"nf4 on cpu, expected a CUDA GPU.*set base\.precision = int8"):
         quantized.linear(torch.randn(64, 64), "nf4", CPU, torch.float32)
 
 
@@ -120,7 +121,7 @@ def test_a_damaged_copy_is_said_and_made_again(base, capsys):
     capsys.readouterr()
     assert same_bits(first, load_cached(base, "int8", CPU))
     said = capsys.readouterr().err
-    assert "is damaged and made again" in said and "wrote" in said
+    assert "is damaged and written again" in said and "wrote" in said
     assert quantized.find(base, "int8")
 
 
@@ -134,7 +135,29 @@ def test_a_copy_of_other_weights_is_not_used(base, capsys):
     assert "made from other weights" in capsys.readouterr().err
 
 
-def test_somebody_elses_folder_of_that_name_is_left_alone(base, capsys):
+def test_altered_weights_are_refused_and_leave_no_copy(base, capsys):
+    file = base / "model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-2] + bytes(2))
+    with pytest.raises(RecipeError, match=r"model\.safetensors was altered"):
+        load_cached(base, "int8", CPU)
+    assert not quantized.folder_of(base, "int8").exists()
+    file.write_bytes(good)
+    load_cached(base, "int8", CPU)
+    assert quantized.find(base, "int8")
+
+
+def test_a_file_that_no_manifest_lists_is_not_read(base):
+    first = load_cached(base, "int8", CPU)
+    for folder in (base, quantized.folder_of(base, "int8")):
+        save_file({"model.norm.weight": torch.zeros(48)}, folder / "a.safetensors")
+        save_file({"model.norm/weight": torch.zeros(48)}, folder / "b.safetensors")
+    assert same_bits(first, load_cached(base, "int8", CPU))
+    shutil.rmtree(quantized.folder_of(base, "int8"))
+    assert same_bits(first, load_cached(base, "int8", CPU))
+
+
+def test_another_folder_of_that_name_is_left_alone(base, capsys):
     folder = quantized.folder_of(base, "int8")
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
