@@ -17,6 +17,7 @@ from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
 from recipe.planning.hardware import MARGIN_MIB, MIB
+from recipe.training.launch import clear_launcher_variables
 from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(config: Config) -> dict[str, Any]:
     The run's id is the digest of everything that can change the result (settings, base, corpus). So the same command
     finds its own checkpoints, and another config never resumes from them.
     """
+    clear_launcher_variables()
     with StopRequest(config.train.max_minutes) as stop:
         import torch  # noqa: F401 - takes seconds, and may swallow a Ctrl-C
         from transformers import logging
