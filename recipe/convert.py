@@ -7,7 +7,7 @@ from typing import Any
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
-from recipe.core.files import MANIFEST, atomic_folder, check_ours
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import completed, write_manifest
 from recipe.core.text import say, show
 
@@ -27,7 +27,7 @@ def run(config: Config) -> dict[str, Any]:
     source, output = _paths(config)
     settings = {"dtype": config.base.dtype}
     plan = Conversion.plan(source, config.base.dtype)
-    check_ours(output)
+    check_folder(output, STAGE)
     if (output / MANIFEST).is_file() and (manifest := completed(output, STAGE, settings, plan.inputs)):
         say(f"{output} is converted already: its manifest holds")
         return manifest

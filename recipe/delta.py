@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.cli import entry
-from recipe.core.files import atomic_folder, check_ours
+from recipe.core.files import atomic_folder, check_folder
 from recipe.core.manifest import completed, hash_inputs, write_manifest
 from recipe.core.text import say, show
 
@@ -27,7 +27,7 @@ def run(action: str, base: Path, other: Path, output: Path, dtype: str) -> dict[
     sources = {"base": open_source(base), "other": open_source(other)}
     combined = (delta.apply if action == "apply" else delta.make)(sources["base"], sources["other"])
     plan = Conversion.of_source(combined, other, dtype)
-    check_ours(output)
+    check_folder(output, STAGE)
     check_disk(output, plan.bytes)
     files = {f"{name}/{file.name}": file for name, source in sources.items() for file in source.files}
     settings, inputs = {"action": action, "dtype": dtype}, hash_inputs(files)

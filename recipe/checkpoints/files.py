@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST
+from recipe.core.files import MANIFEST, existing_folder
 from recipe.core.manifest import read_manifest
 from recipe.core.text import snippet
 
@@ -43,7 +43,7 @@ def listed_files(folder: Path) -> list[str] | None:
 
 def check_disk(output: Path, size: int) -> None:
     """Raises RecipeError unless `size` bytes and a reserve fit on the disk of `output`."""
-    folder = next(folder for folder in output.absolute().parents if folder.is_dir())
+    folder = existing_folder(output)
     free = shutil.disk_usage(folder).free
     if free < size + SPARE_BYTES:
         raise RecipeError(

@@ -132,7 +132,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
         say(f"no {precision} copy is written for the next start: {folder} holds something else")
         return
     try:
-        with atomic_folder(folder, ours=True) as partial:
+        with atomic_folder(folder, replace_any=True) as partial:
             _write_shards(partial, model, rest)
             write_manifest(partial, STAGE, {"precision": precision}, _inputs(base), {})
     except OSError as error:
