@@ -5,7 +5,20 @@ import sys
 from pathlib import Path
 
 from recipe.core.cli import entry
+from recipe.core.files import list_unlisted
 from recipe.core.manifest import differences, read_manifest, verify
+from recipe.core.text import printable
+
+WEIGHTS = ("fetch", "convert", "delta", "merge", "quantise")  # stages whose folders hold nothing but their outputs
+
+
+def unlisted(folder: Path) -> list[str]:
+    """Files that someone put beside weights: this recipe does not read them, other programs do."""
+    if read_manifest(folder)["stage"] not in WEIGHTS:
+        return []
+    return [
+        f"{folder / name} is not listed in the manifest: remove it" for name in map(printable, list_unlisted(folder))
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if lines else 0
     problems = 0
     for folder in args.folder:
-        found = verify(folder)
+        found = [*verify(folder), *unlisted(folder)]
         problems += len(found)
         print("\n".join(found) or f"{folder}: intact, {len(read_manifest(folder)['outputs'])} files")
     return 1 if problems else 0
