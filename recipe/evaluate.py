@@ -15,6 +15,7 @@ from recipe.conversations.samples import read_samples
 from recipe.core import config as configs
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
+from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.manifest import check_inputs, check_intact, hash_inputs
 from recipe.core.run import Run
@@ -66,6 +67,7 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     if identity_questions:
         result["identity"] = identity_hits(config.corpus.identity_name, result["answers"][-len(identity_questions) :])
     write(opened, result)
+    opened.record(opened.eval_json.name, opened.samples.name)
     return result
 
 
@@ -98,9 +100,11 @@ def find_earlier(opened: Run, provenance: dict[str, Any]) -> dict[str, Any] | No
     if not opened.eval_json.is_file() or not opened.samples.is_file():
         return None
     try:
+        opened.check_recorded(opened.eval_json.name)
+        opened.check_recorded(opened.samples.name)
         result = json.loads(opened.eval_json.read_text(encoding="utf-8"))
         same = all(result["provenance"][key] == provenance[key] for key in ("config", "inputs"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecipeError):
         return None  # not an eval.json of this version: evaluate again
     return result if same else None
 

@@ -9,6 +9,7 @@ from typing import Any
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import read_manifest
+from recipe.core.run import Run
 from recipe.core.text import printable, show, table
 
 STAGE = "report"
@@ -20,6 +21,7 @@ def run(folder: Path) -> dict[str, Any]:
     file = folder / "eval.json"
     if not file.is_file():
         raise RecipeError(f"{folder} has not been evaluated: run `python -m recipe.evaluate --run {folder}` first")
+    Run(folder).check_recorded(file.name)
     evaluation = json.loads(file.read_text(encoding="utf-8"))
     return {"run": str(folder), "train": manifest["results"], "evaluation": evaluation}
 
@@ -51,7 +53,7 @@ def quoted(who: str, text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=())
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest")
     add_run(parser)
     args = parser.parse_args(argv)
     _, found = load_run(args)

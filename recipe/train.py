@@ -12,7 +12,7 @@ from recipe.core.config import Config
 from recipe.core.errors import UnfitError, UsageError
 from recipe.core.files import atomic_folder, digest, lock_file
 from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
-from recipe.core.run import Run
+from recipe.core.run import RECORDED, Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
@@ -58,6 +58,7 @@ def run(config: Config) -> dict[str, Any]:
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
             results = train(config, opened, copy, device, stop)
+            opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
 
