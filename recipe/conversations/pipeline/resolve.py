@@ -9,7 +9,7 @@ from recipe.conversations.cleaning.filters import Filters, Rules
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation
 from recipe.conversations.pipeline.shards import Source
-from recipe.conversations.readers import gzip_text
+from recipe.conversations.readers import compressed
 from recipe.core.config import Config
 from recipe.core.errors import UsageError
 from recipe.core.files import file_size
@@ -55,7 +55,7 @@ def sources_of(config: Config) -> list[Source]:
 
 def size(path: Path) -> int:
     """Bytes of a source's text, for the progress bar."""
-    return gzip_text.size(path) if path.is_file() else file_size(path)
+    return compressed.size(path) if path.is_file() else file_size(path)
 
 
 def _by_name(config: Config, field: str, names: Sequence[str]) -> dict[str, str]:

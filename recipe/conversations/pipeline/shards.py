@@ -18,7 +18,7 @@ from typing import Literal
 from recipe.conversations.cleaning.accounting import Account, Drop, account
 from recipe.conversations.cleaning.filters import Rules
 from recipe.conversations.formats import detect
-from recipe.conversations.formats.records import Layout
+from recipe.conversations.formats.base import Format
 from recipe.conversations.messages import Conversation
 from recipe.conversations.pipeline import workers
 from recipe.conversations.pipeline.counting import TokenCounter
@@ -44,7 +44,7 @@ class Source:
     format: str = ""  # "": told by looking at each record
 
     @property
-    def layout(self) -> Layout | None:
+    def layout(self) -> Format | None:
         return detect.named(self.format) if self.format else None
 
 
