@@ -1,14 +1,23 @@
-# The way in. `make` alone prints the targets.
-# RECIPE_PYTHON names a Python that already has the locked packages (the image sets it); otherwise .venv is built.
+# Every way to start something. `make` alone lists the targets.
+# RECIPE_PYTHON names a Python that already has the locked packages (the image sets it); without it, .venv is built.
 
 CONFIG ?= recipe/configs/vicuna-7b-p100.toml
 RUN ?=
 TO ?= hf
-# A stage that uses a run takes RUN, or finds the latest run of CONFIG.
-FROM = $(if $(RUN),--run $(RUN),--config $(CONFIG))
+NAME ?=
 PYTHON ?= python3.11
 DEMO := recipe/configs/demo.toml
 DEMO_RUN := runs/demo/latest
+
+# Values can come from a stranger's script, so they are plain text: `value` keeps make from expanding a $(...) in them,
+# and the recipes read them as quoted "$$CONFIG" from the environment, so that the shell does not evaluate them either.
+VALUES := CONFIG RUN TO NAME ROOT_IMAGE IMAGE NETWORK
+# What the caller set, on the command line or in the environment: only this is passed on to a container.
+GIVEN := $(foreach name,CONFIG RUN TO NAME,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
+export $(VALUES)
+# Stages that use a run: RUN, or the latest run of CONFIG.
+FROM = $(if $(RUN),--run="$$RUN",--config="$$CONFIG")
 
 ifdef RECIPE_PYTHON
 PY := $(RECIPE_PYTHON)
@@ -24,63 +33,63 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat report demo test bench gpu-test clean image image-save image-verify shell
 
-help: ## this list
+help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
-	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## build .venv from the hash-locked requirements (once, and again when a lock changes)
 
 .venv/.ready: docker/requirements.lock docker/requirements-dev.lock
 	@found=$$($(PYTHON) --version 2>/dev/null); case "$$found" in "Python 3.11."*) ;; *) false ;; esac || { \
-	  echo "error: found $${found:-nothing called $(PYTHON)}, need Python 3.11: torch 2.0.1, the newest torch with CUDA 11 code" \
-	  "for the P100, has no wheel for a newer one; install 3.11 and run make PYTHON=/path/to/python3.11" >&2; exit 3; }
-	@echo "installing the locked packages into .venv: 2.4 GB to download, 5.4 GB on disk, a few minutes, once"
+	  echo "error: found $${found:-no program $(PYTHON)}, expected Python 3.11 (torch 2.0.1, the newest torch with CUDA 11" \
+	  "and P100 code, has no wheels for newer ones): install it and run make PYTHON=/path/to/python3.11" >&2; exit 3; }
+	@echo "installing the locked packages into .venv: downloads 2.4 GB, takes 5.4 GB of disk and a few minutes, once"
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --progress-bar on --require-hashes --no-deps --only-binary :all: \
 	  -r docker/requirements.lock -r docker/requirements-dev.lock
 	@touch $@
 
-lock: $(READY) ## resolve docker/requirements*.in into the locks, with hashes
+lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 	cd docker && for name in requirements requirements-dev; do \
 	  ../.venv/bin/uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
 
-pins: $(READY) ## is every package the locked one, and does every library carry sm_60 code?
+pins: $(READY) ## check every installed file against the lock, and every CUDA library for sm_60 code
 	$(PY) -m recipe.pins
 
-doctor: $(READY) ## is this machine fit for the run? driver, card, memory, disk, files; exit 3: no
-	@$(PY) -m recipe.doctor --config $(CONFIG)
+doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit code 3: requirements not met)
+	@$(PY) -m recipe.doctor --config="$$CONFIG"
 
-plan: $(READY) ## will the run fit into 16 GB, how many hours? (arithmetic, before anyone pays)
-	@$(PY) -m recipe.plan --config $(CONFIG)
+plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
+	@$(PY) -m recipe.plan --config="$$CONFIG"
 
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
-	$(PY) -m recipe.fetch $(NAME)
+	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
 
-convert: $(READY) ## raw weights -> safetensors, tokenizer, manifest
-	$(PY) -m recipe.convert --config $(CONFIG)
+convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a manifest
+	$(PY) -m recipe.convert --config="$$CONFIG"
 
-corpus: $(READY) ## raw conversations -> train.jsonl, val.jsonl, report
-	$(PY) -m recipe.corpus --config $(CONFIG)
+corpus: $(READY) ## clean and split raw conversations into training and validation samples
+	$(PY) -m recipe.corpus --config="$$CONFIG"
 
-train: $(READY) ## train the adapter; the same command resumes
-	$(PY) -m recipe.train --config $(CONFIG)
+train: $(READY) ## train the LoRA adapter; run it again to resume
+	$(PY) -m recipe.train --config="$$CONFIG"
 
-evaluate: $(READY) ## held-out loss and answers, base and tuned
+evaluate: $(READY) ## compare the base and the tuned model: validation loss and answers
 	$(PY) -m recipe.evaluate $(FROM)
 
-merge: $(READY) ## adapter into the weights: TO=hf, meta or gguf
-	$(PY) -m recipe.merge $(FROM) --to $(TO)
+merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta or gguf
+	$(PY) -m recipe.merge $(FROM) --to="$$TO"
 
-chat: $(READY) ## talk to the tuned model
+chat: $(READY) ## chat with the tuned model
 	@$(PY) -m recipe.chat $(FROM)
 
-report: $(READY) ## the outcome of a run on one page
+report: $(READY) ## summarize a run on one page
 	@$(PY) -m recipe.report $(FROM)
 
-demo: $(READY) ## the whole recipe on a real small model, on this machine's CPU
+demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"
 	@$(PY) -m recipe.fetch smollm2-135m-instruct
 	@echo "2/6 convert: GGUF -> safetensors"
@@ -89,37 +98,37 @@ demo: $(READY) ## the whole recipe on a real small model, on this machine's CPU
 	@$(PY) -m recipe.corpus --config $(DEMO)
 	@echo "4/6 train: a LoRA adapter on an int8 base"
 	@$(PY) -m recipe.train --config $(DEMO)
-	@echo "5/6 evaluate: before and after"
+	@echo "5/6 evaluate: the base and the tuned model"
 	@$(PY) -m recipe.evaluate --run $(DEMO_RUN)
-	@echo "6/6 merge: adapter into the weights"
+	@echo "6/6 merge: the adapter into the base weights"
 	@$(PY) -m recipe.merge --run $(DEMO_RUN)
 	@echo
 	@$(PY) -m recipe.report --run $(DEMO_RUN)
 
-image: ## build the image with docker or podman: make image [ROOT_IMAGE=...]
+image: ## build the image with docker or podman: make image [ROOT_IMAGE=NAME]
 	@docker/image.sh build
 
-image-save: ## the image as a tarball in dist/, because registries forget
+image-save: ## export the image to dist/ (registries delete old tags)
 	@docker/image.sh save
 
-image-verify: ## build the image again from nothing: is it the same, digest for digest?
+image-verify: ## rebuild the image without cache and compare digests
 	@docker/image.sh verify
 
-shell: ## a shell in the image, with weights, data and runs mounted
+shell: ## open a shell in the image, without network unless NETWORK=1
 	@docker/image.sh shell
 
-# Only what was said reaches the target inside: on the command line or in the environment.
-run-%: ## any target inside the image: make run-train CONFIG=...
-	@docker/image.sh run $* $(foreach name,CONFIG RUN TO NAME,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)='$($(name))'))
+run-%: export TARGET = $*
+run-%: ## run any of these targets in the image: make run-train CONFIG=my.toml
+	@docker/image.sh run "$$TARGET" $(foreach name,$(GIVEN),$(name)="$$$(name)")
 
-test: $(READY) ## lint, types and tests on the very packages that the image ships
+test: $(READY) ## run lint, type checks and tests with the packages that the image ships
 	$(PY) -m nox
 
-bench: $(READY) ## speed and memory beside the usual ways, on real conversations: an hour, nothing else running
+bench: $(READY) ## measure speed and memory beside other ways (an hour on an idle machine)
 	@$(PY) tests/bench/run.py
 
-gpu-test: $(READY) ## what only a card can show: REQUIRE_GPU=1 makes a missing one a failure
+gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu
 
-clean: ## remove .venv and caches; weights, data and runs stay
+clean: ## remove .venv and caches; keep weights, data and runs
 	rm -rf .venv .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Sessions behind `make test`. They run in the environment that calls nox: the locked packages, nothing else."""
+"""The checks. They run in the environment that calls nox, so with the locked packages and nothing else."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ nox.options.stop_on_first_error = False
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: style, imports, bugs it knows, format; hadolint: the Dockerfile."""
+    """Check style, imports and format with ruff, and the Dockerfile with hadolint."""
     session.run(sys.executable, "-m", "ruff", "check", ".")
     session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
     session.run(str(Path(sys.executable).with_name("hadolint")), "docker/Dockerfile", external=True)
@@ -20,29 +20,29 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy over recipe/."""
+    """Check the types in recipe/ with mypy."""
     session.run(sys.executable, "-m", "mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """pytest on the CPU: tiny real objects, only hardware mocked."""
+    """Run pytest on the CPU: tiny real objects, only hardware is mocked."""
     session.run(sys.executable, "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """`make demo` from nothing, then its numbers against what the README promises, then a second run that skips."""
+    """Run `make demo` from scratch, compare its numbers with the README, and run it again: every stage is skipped."""
     session.run(sys.executable, "-m", "pytest", "tests/demo", *session.posargs)
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a card: int8, attention, memory against the plan; on a P100 with weights also 7B. REQUIRE_GPU=1: no skips."""
+    """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""
     session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)
 
 
 @nox.session
 def image(session: nox.Session) -> None:
-    """The real image: built, tried without network or rights, built again, digests compared. 25 GB, then removed."""
+    """Build the real image, test it without network or rights, rebuild it, compare digests. Takes 25 GB of disk."""
     session.run("tests/image/run.sh", sys.executable, *session.posargs, external=True)

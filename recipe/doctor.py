@@ -40,7 +40,7 @@ def run(config: Config | None) -> list[Check]:
     checks = [python(), glibc(), packages(), torch_cuda()]
     if checks[-1].verdict == "ok":
         checks += [*device(config, shape), *probes()]
-        if config and shape and config.train.accumulate == "fp16":
+        if config and shape and config.train.matmul_accumulation == "fp16":
             checks.append(sums(config, shape))
     if config and shape:
         checks += [ram(config, shape), *disk(config, shape)]
@@ -164,15 +164,17 @@ def sums(config: Config, shape: "Shape") -> Check:
     from recipe.pascal import probe
 
     if not torch.cuda.is_available():
-        return Check("fp16 sums", "warn", "not asked: there is no card", "set train.accumulate = fp32 without one")
+        return Check(
+            "fp16 sums", "warn", "not asked: there is no card", "set train.matmul_accumulation = fp32 without one"
+        )
     tokens, shapes = config.train.micro_batch_tokens, set(shape.linears().values())
     try:
-        races = probe.gemm(torch.device("cuda"), shapes, tokens)
+        races = probe.benchmark_gemm(torch.device("cuda"), shapes, tokens)
     except RuntimeError as error:
         reason = snippet(str(error).partition("\n")[0])
         return Check("fp16 sums", "warn", f"do not run: {reason}", "the run will keep fp32 sums")
     found = "; ".join(map(str, races))
-    if any(race.won for race in races):
+    if any(race.fp16_wins for race in races):
         return Check("fp16 sums", "ok", found)
     return Check("fp16 sums", "warn", found, "not faster and right anywhere: the run will keep fp32 sums")
 

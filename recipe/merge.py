@@ -1,21 +1,25 @@
-"""Merge a run's adapter into its base in fp16 on the CPU, shard by shard, and prove that the logits are the same."""
+"""Merge a run's adapter into its base on the CPU, tensor by tensor, and check that the logits are the same."""
 
+import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST, atomic_folder
-from recipe.core.manifest import check_inputs, check_intact, completed, hash_inputs, write_manifest
+from recipe.core.files import atomic_folder
+from recipe.core.manifest import check_inputs, check_intact, completed, hash_inputs, read_manifest, write_manifest
 from recipe.core.text import progress, say, show
 
 if TYPE_CHECKING:
     import torch
+
+    from recipe.checkpoints.source import LazyTensor
+    from recipe.model.stream import Delta
 
 STAGE = "merge"
 PREFIX = "base_model.model."  # what peft puts before a module's name
@@ -62,7 +66,7 @@ def merge_hf(config: Config, folder: Path) -> dict[str, Any]:
     with atomic_folder(output) as partial:
         write_merged(base, deltas, partial)
         say("compare the logits with those of base plus adapter, one layer in memory at a time")
-        error = logit_error(load_tokenizer(base), base, adapter, partial)
+        error = logit_error(load_tokenizer(base), config.corpus.template, base, deltas, partial)
         if not error <= TOLERANCE:
             raise RecipeError(
                 f"the merged logits differ from base plus adapter by {error:.3g} of their spread, expected at most "
@@ -71,7 +75,7 @@ def merge_hf(config: Config, folder: Path) -> dict[str, Any]:
         return write_manifest(partial, STAGE, settings, inputs, {"logit_error": error})
 
 
-def adapter_deltas(adapter: Path) -> dict[str, tuple["torch.Tensor", "torch.Tensor"]]:
+def adapter_deltas(adapter: Path) -> dict[str, "Delta"]:
     """Weight name -> (alpha/r * B [out, r], A [r, in]), both fp32, for every layer that has an adapter."""
     from recipe.model.adapter import check_adapter
 
@@ -87,112 +91,52 @@ def adapter_deltas(adapter: Path) -> dict[str, tuple["torch.Tensor", "torch.Tens
     return deltas
 
 
-def write_merged(base: Path, deltas: Mapping[str, tuple[Any, Any]], output: Path) -> None:
-    """Copy the base with W + BA in place of W: summed in fp32, stored in the base's dtype, one shard in memory."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+def write_merged(base: Path, deltas: Mapping[str, "Delta"], output: Path) -> None:
+    """Copy the base with W + BA in place of W: summed in fp32, stored in the base's dtype, one tensor in memory."""
+    from recipe.checkpoints import safetensors
 
-    from recipe.model.load import weight_files
-
-    left = set(deltas)
-    for file in progress(weight_files(base), desc="merge", unit=" shards"):
-        with safe_open(file, framework="pt") as shard:
-            tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-        for name in left & tensors.keys():
-            b, a = deltas[name]
-            merged = (tensors[name].float() + b @ a).to(tensors[name].dtype)
-            if not torch.isfinite(merged).all():
-                raise RecipeError(
-                    f"{name} overflows fp16 once merged; convert the base with --dtype fp32 and merge again"
-                )
-            tensors[name] = merged
-        left -= tensors.keys()
-        save_file(tensors, output / file.name, metadata={"format": "pt"})
-    if left:
-        raise RecipeError(f"the adapter has a layer {min(left)} that {base} lacks; it belongs to another base")
-    for file in sorted(base.iterdir()):
-        if file.suffix != ".safetensors" and file.name != MANIFEST and file.is_file():
-            shutil.copyfile(file, output / file.name)
+    shards = [safetensors.library_order(shard.values()) for shard in safetensors.open_shards(base)]
+    if unknown := deltas.keys() - {tensor.name for shard in shards for tensor in shard}:
+        raise RecipeError(f"the adapter has a layer {min(unknown)} that {base} lacks: it belongs to another base")
+    shards = [[merged_tensor(tensor, deltas.get(tensor.name)) for tensor in shard] for shard in shards]
+    total = sum(safetensors.size(shard, None) for shard in shards)
+    with progress(total=total, unit="B", unit_scale=True, desc="merge") as bar:
+        safetensors.write(output, shards, None, bar.update)
+    for name in read_manifest(base)["outputs"]:
+        if not name.endswith(".safetensors") and name != safetensors.INDEX:
+            shutil.copyfile(base / name, output / name)
 
 
-def logit_error(tokenizer: Any, base: Path, adapter: Path, merged: Path) -> float:
+def merged_tensor(weight: "LazyTensor", delta: "Delta | None") -> "LazyTensor":
+    """W + BA once it is read. Raises RecipeError then, where the dtype of W cannot hold a sum."""
+    if delta is None:
+        return weight
+
+    def read() -> "torch.Tensor":
+        b, a = delta
+        merged = (weight.read().float() + b @ a).to(weight.dtype)
+        if not merged.isfinite().all():
+            raise RecipeError(
+                f"{weight.name} overflows fp16 once merged: convert the base with --dtype fp32 and merge again"
+            )
+        return merged
+
+    return dataclasses.replace(weight, read=read)
+
+
+def logit_error(tokenizer: Any, template: str, base: Path, deltas: Mapping[str, "Delta"], merged: Path) -> float:
     """Largest difference between merged and base-plus-adapter logits over one prompt, over the logits' deviation."""
+    from transformers import LlamaConfig
+
+    from recipe.checkpoints.safetensors import open_folder
     from recipe.conversations.messages import Message
     from recipe.conversations.tokens import prompt_ids
+    from recipe.model.stream import stream_logits
 
-    ids = prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", "Explain in one sentence what a merge check is for.")])
-    expected = stream_logits(base, ids, adapter_deltas(adapter))
-    return float((stream_logits(merged, ids) - expected).abs().max() / expected.std())
-
-
-def stream_logits(path: Path, ids: list[int], deltas: Mapping[str, tuple[Any, Any]] | None = None) -> "torch.Tensor":
-    """fp32 logits [tokens, vocabulary] of transformers' own model, its weights read from disk layer by layer.
-
-    With `deltas` every adapted layer adds its low-rank product beside the base weight, as a LoRA does: the weights are
-    never merged. Memory: one decoder layer (or the embedding) in fp32, whatever the size of the model.
-    """
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
-    config._attn_implementation = "eager"
-    with init_empty_weights(include_buffers=False):
-        model = LlamaForCausalLM(config).eval()
-    read = tensor_reader(path)
-    stations = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
-    names = {module: name for name, module in model.named_modules()}
-    for station in stations:
-        _stream(station, names[station], read, deltas or {}, bool(config.tie_word_embeddings))
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-
-
-def tensor_reader(path: Path) -> Callable[[str], "torch.Tensor"]:
-    """A function that reads one tensor of a folder of safetensors by name, as fp32."""
-    from safetensors import safe_open
-
-    from recipe.model.load import weight_files
-
-    where: dict[str, Path] = {}
-    for file in weight_files(path):
-        with safe_open(file, framework="pt") as shard:
-            where.update(dict.fromkeys(shard.keys(), file))
-
-    def read(name: str) -> "torch.Tensor":
-        with safe_open(where[name], framework="pt") as shard:
-            return shard.get_tensor(name).float()
-
-    return read
-
-
-def _stream(station: Any, prefix: str, read: Any, deltas: Mapping[str, tuple[Any, Any]], tied: bool) -> None:
-    """Give `station` its weights just before it runs and take them away after."""
-    import torch
-
-    def parameters() -> Iterator[tuple[Any, str, str]]:
-        for inner, module in station.named_modules():
-            for leaf, _ in module.named_parameters(recurse=False):
-                yield module, leaf, ".".join(part for part in (prefix, inner, leaf) if part)
-
-    def fill(*_: Any) -> None:
-        for module, leaf, name in list(parameters()):
-            source = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
-            setattr(module, leaf, torch.nn.Parameter(read(source), requires_grad=False))
-
-    def empty(*_: Any) -> None:
-        for module, leaf, _name in list(parameters()):
-            setattr(module, leaf, torch.nn.Parameter(getattr(module, leaf).to("meta"), requires_grad=False))
-
-    def add_lora(b: Any, a: Any) -> Callable[..., Any]:
-        return lambda module, inputs, output: output + (inputs[0] @ a.t()) @ b.t()
-
-    station.register_forward_pre_hook(fill)
-    station.register_forward_hook(empty)
-    for module, _leaf, name in list(parameters()):
-        if name in deltas:
-            module.register_forward_hook(add_lora(*deltas[name]))
+    ids = prompt_ids(tokenizer, template, [Message("user", "Explain in one sentence what a merge check is for.")])
+    config = LlamaConfig.from_pretrained(str(base), local_files_only=True)
+    expected = stream_logits(config, open_folder(base), ids, deltas)
+    return float((stream_logits(config, open_folder(merged), ids) - expected).abs().max() / expected.std())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = opened.folder
     output = folder / ("merged" if args.to == "hf" else f"merged-{args.to}")
     if args.dry_run:
-        shards = [file.name for file in sorted(Path(config.base.path).glob("*.safetensors"))]
+        from recipe.checkpoints.safetensors import weight_files
+
+        shards = [file.name for file in weight_files(Path(config.base.path))]
         show({"output": str(output), "shards": shards}, f"would merge {len(shards)} shards -> {output}", args.json)
         return 0
     manifest = run(config, folder, args.to)

@@ -127,7 +127,7 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
         "lm_head": int(2 * head),
     }
     speed = [rate * 1e12 / sum(flop.values()) for rate in TFLOPS]
-    epochs, per_step = config.train.epochs, config.train.micro_batch_tokens * config.train.accumulation
+    epochs, per_step = config.train.epochs, config.train.micro_batch_tokens * config.train.gradient_accumulation_steps
     out: dict[str, Any] = {"flop_per_token": flop, "tflops": TFLOPS, "tokens_per_second": [round(s, 1) for s in speed]}
     out |= {"hours_per_million_tokens": [round(1e6 / s / 3600, 2) for s in speed], "corpus": corpus.source}
     out |= {
@@ -138,7 +138,7 @@ def time_of(config: Config, shape: "Shape", step: "Step", recomputed: int, corpu
         "steps": None,
         "hours": None,
     }
-    if config.train.accumulate == "fp16":
+    if config.train.matmul_accumulation == "fp16":
         frozen = flop["forward"] + flop["recompute"] + flop["backward"]
         rest = sum(flop.values()) - frozen
         out["fp16_sums_tokens_per_second"] = round(1e12 / (frozen / FP16_SUMS_TFLOPS + rest / max(TFLOPS)), 1)

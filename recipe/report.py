@@ -29,7 +29,7 @@ def page(result: dict[str, Any]) -> str:
     evaluation, folder = result["evaluation"], result["run"]
     base, tuned = evaluation["base"], evaluation["tuned"]
     rows = [["", "before", "after"]]
-    for key, title in (("loss", "held-out loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
+    for key, title in (("loss", "validation loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
         rows.append([title, f"{base[key]:.3f}", f"{tuned[key]:.3f}"])
     if found := evaluation.get("identity"):
         rows.append(["knows its name", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])

@@ -3,12 +3,11 @@
 import io
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from recipe import chat, merge, train
+from recipe import chat, merge
 from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
@@ -16,9 +15,9 @@ from recipe.model.load import load_base, load_tokenizer
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 @pytest.fixture

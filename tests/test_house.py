@@ -16,6 +16,7 @@ ALLOWED = {
     "core": set(),
     "pascal": set(),
     "conversations": {"core"},
+    "evaluation": {"core", "conversations", "model"},
     "checkpoints": {"core"},
     "planning": {"core", "pascal"},
     "reports": {"core", "conversations"},

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from recipe import evaluate, merge, train
+from recipe import merge
 from recipe.checkpoints import hf
+from recipe.checkpoints.safetensors import open_folder
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import verify, write_manifest
 from recipe.model.adapter import ADAPTER_FILE
 from recipe.model.load import read_tensors
+from recipe.model.stream import stream_logits
 
 IDS = torch.tensor([[1, 20, 31, 42, 53, 64, 75, 86, 97]])
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 def peft_logits(config, folder):
@@ -51,39 +54,27 @@ def test_merged_weights_load_in_plain_transformers_with_the_logits_of_base_plus_
     assert verify(folder / "merged") == []
 
 
-def test_streamed_logits_are_transformers_own(trained):
+def test_streamed_logits_are_those_of_peft(trained):
     config, folder = trained
     base = Path(config.base.path)
-    streamed = merge.stream_logits(base, IDS[0].tolist(), merge.adapter_deltas(folder / "adapter"))
+    deltas = merge.adapter_deltas(folder / "adapter")
+    streamed = stream_logits(LlamaConfig.from_pretrained(base), open_folder(base), IDS[0].tolist(), deltas)
     torch.testing.assert_close(streamed, peft_logits(config, folder)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_streaming_holds_one_layer_at_a_time(trained, monkeypatch):
-    config, _ = trained
-    held: set[str] = set()
-    most = []
-    real_reader = merge.tensor_reader
+def test_the_check_renders_the_template_of_the_run(trained, monkeypatch):
+    config, folder = trained
+    config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, template="no_such_template"))
+    with pytest.raises(RecipeError, match="no_such_template"):
+        merge.run(config, folder, "hf")
+    assert not (folder / "merged").exists()
 
-    def counting(path):
-        read = real_reader(path)
 
-        def one(name):
-            held.add(name)
-            most.append(len({n.split(".layers.")[-1].split(".")[0] for n in held if ".layers." in n}))
-            return read(name)
-
-        return one
-
-    monkeypatch.setattr(merge, "tensor_reader", counting)
-    real_stream = merge._stream
-
-    def stream(station, prefix, *rest):
-        real_stream(station, prefix, *rest)
-        station.register_forward_hook(lambda *_: held.clear())
-
-    monkeypatch.setattr(merge, "_stream", stream)
-    merge.stream_logits(Path(config.base.path), IDS[0].tolist())
-    assert max(most) == 1
+def test_merged_files_are_readable_as_the_umask_says(trained):
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    expected = (folder / "config.toml").stat().st_mode
+    assert {file.stat().st_mode for file in (folder / "merged").iterdir()} == {expected}
 
 
 def test_a_second_merge_is_skipped_and_a_changed_adapter_is_refused(trained, capsys):
@@ -140,11 +131,10 @@ def test_other_formats_hold_the_merged_weights(trained, to):
 
 
 def test_command_line(trained, capsys):
-    config, folder = trained
+    _, folder = trained
     assert merge.main(["--run", str(folder), "--dry-run"]) == 0
     assert "would merge 1 shards" in capsys.readouterr().out and not (folder / "merged").exists()
     assert merge.main(["--run", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"]["logit_error"] < merge.TOLERANCE
     assert entry(lambda: merge.main(["--run", str(folder), "--config", "x.toml"])) == 2
     assert "pass either --run DIR or --config FILE" in capsys.readouterr().err
-    evaluate.run(config, folder)

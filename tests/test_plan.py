@@ -60,7 +60,7 @@ def test_hours_follow_from_tokens_rate_and_flops():
 def test_what_fp16_sums_could_give_is_said_only_where_they_are_asked_for():
     """An upper bound, and less than the rates' ratio: lm_head and attention keep fp32 sums."""
     assert "fp16 sums" not in plan.text(plan.run(configs.load(SEVEN)))
-    found = plan.run(configs.load(SEVEN, {"train.accumulate": "fp16"}))
+    found = plan.run(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))
     usual, fast = found["time"]["tokens_per_second"][1], found["time"]["fp16_sums_tokens_per_second"]
     assert usual < fast < usual * 18.7 / 8.4
     assert f"at most {fast:.0f}, not yet measured" in plan.text(found)
@@ -110,7 +110,7 @@ def test_a_size_wins_over_the_name_and_an_unknown_name_asks_for_one(capsys):
         ({"lora.target_modules": ["query"]}, "no query in a LLaMA"),
         ({"base.path": ""}, "base.path is empty"),
         ({"corpus.max_length": 4096}, "expected room for the longest conversation"),
-        ({"train.accumulation": 0}, "train.accumulation 0, expected both above 0"),
+        ({"train.gradient_accumulation_steps": 0}, "train.gradient_accumulation_steps 0, expected both above 0"),
         ({"lora.rank": 0}, "lora.rank is 0"),
     ],
 )

@@ -1,13 +1,17 @@
-"""Files of a checkpoint: there, whole, and what they claim to be."""
+"""Files of a checkpoint: present, whole, listed by a manifest, and small enough for the disk."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import RecipeError
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import read_manifest
 from recipe.core.text import snippet
 
 LFS_POINTER = b"version https://git-lfs"
+SPARE_BYTES = 100_000_000  # tokenizer, configs, and what a file system keeps for itself
 
 
 def check_not_pointer(path: Path) -> None:
@@ -29,3 +33,19 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RecipeError(f"{path} is not a JSON object: download it again")
     return value
+
+
+def listed_files(folder: Path) -> list[str] | None:
+    """The files that a folder's manifest lists, as relative paths; None where it has no manifest."""
+    return list(read_manifest(folder)["outputs"]) if (Path(folder) / MANIFEST).is_file() else None
+
+
+def check_disk(output: Path, size: int) -> None:
+    """Raises RecipeError where `size` bytes and some more do not fit on the disk of `output`."""
+    folder = next(folder for folder in output.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE_BYTES:
+        raise RecipeError(
+            f"{folder} has {free / 1e9:.1f} GB free, the weights need {(size + SPARE_BYTES) / 1e9:.1f} GB: "
+            "free some, or name a folder on another disk"
+        )

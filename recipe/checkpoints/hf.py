@@ -4,10 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from recipe.checkpoints import llama, pth, tokenizer
-from recipe.checkpoints.files import check_not_pointer, read_object
+from recipe.checkpoints import llama, pth, safetensors, tokenizer
+from recipe.checkpoints.files import listed_files, read_object
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
@@ -26,12 +24,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 WHOLE_NUMBERS = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -110,7 +102,9 @@ def _has_generation(path: Path) -> bool:
 
 def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
     """The files that hold the weights, in a fixed order, and the tensors in them."""
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    listed = listed_files(folder)
+    names = [name for name in WEIGHTS if listed is None or name in listed]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise RecipeError(f"{folder} has a config.json but no weights: expected one of {', '.join(WEIGHTS)}")
     if found.suffix != ".json":
@@ -134,33 +128,4 @@ def _weights(folder: Path) -> tuple[list[Path], dict[str, LazyTensor]]:
 
 
 def _file(path: Path) -> dict[str, LazyTensor]:
-    return read_safetensors(path) if path.suffix == ".safetensors" else pth.read(path)
-
-
-def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Name -> tensor of a .safetensors file. Raises RecipeError: missing, truncated, not floating point."""
-    from safetensors import SafetensorError, safe_open
-
-    check_not_pointer(path)
-    tensors = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                place = file.get_slice(name)
-                if place.get_dtype() not in SAFETENSORS_DTYPES:
-                    raise RecipeError(
-                        f"{path}: {snippet(name)} is stored as {place.get_dtype()}, expected F16, BF16 or F32"
-                    )
-                dtype, shape = SAFETENSORS_DTYPES[place.get_dtype()], tuple(place.get_shape())
-                tensors[name] = LazyTensor(name, shape, dtype, functools.partial(_safetensor, path, name))
-    except SafetensorError as error:
-        raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
-    return tensors
-
-
-def _safetensor(path: Path, name: str) -> torch.Tensor:
-    """Opened for each tensor and copied: pages mapped from a file count as our memory until it is closed."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).clone()
+    return safetensors.open_file(path) if path.suffix == ".safetensors" else pth.read(path)

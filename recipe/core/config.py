@@ -16,6 +16,12 @@ from typing import Any
 
 from recipe.core.errors import UsageError
 
+# Dotted keys of older configs -> their new names: an old config is refused with a hint, never misread.
+RENAMED = {
+    "train.accumulation": "train.gradient_accumulation_steps",
+    "train.accumulate": "train.matmul_accumulation",
+}
+
 
 def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...] = ()) -> Any:
     """A config field. `hashed=False` marks what cannot change a result: where things lie, how often to save."""
@@ -84,54 +90,62 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+    """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = opt(8, "r: rank of the update")
-    alpha: int = opt(16, "the update is scaled by alpha / r")
-    dropout: float = opt(0.05, "dropout on the adapter's input")
-    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "the linear layers that get an adapter")
+    rank: int = opt(8, "rank r of the update")
+    alpha: int = opt(16, "the update is scaled by alpha / rank")
+    dropout: float = opt(0.05, "dropout on the input of the adapter")
+    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "linear layers of the decoder that get an adapter")
 
 
 @dataclass(frozen=True)
 class Train:
-    """The optimisation."""
+    """The optimization."""
 
-    seed: int = opt(0, "seed of adapter initialisation, data order and dropout")
-    epochs: float = opt(1.0, "passes over the corpus")
+    seed: int = opt(0, "seed of adapter initialization, data order and dropout")
+    epochs: float = opt(1.0, "passes over the training samples")
     micro_batch_tokens: int = opt(
-        2048, "tokens per forward pass: whole conversations side by side, at least corpus.max_length"
+        2048, "tokens per forward pass, filled with whole conversations; at least corpus.max_length"
     )
-    accumulation: int = opt(16, "forward passes per optimizer step")
+    gradient_accumulation_steps: int = opt(16, "forward passes per optimizer step")
     learning_rate: float = opt(3e-4, "peak learning rate")
-    warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
-    optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
-    accumulate: str = opt(
+    warmup_ratio: float = opt(0.03, "share of the steps with linear warm-up; cosine decay follows")
+    optimizer: str = opt(
+        "adamw", "AdamW with moments in fp32, or in 8 bits by bitsandbytes", choices=("adamw", "adamw8bit")
+    )
+    matmul_accumulation: str = opt(
         "fp32",
-        "sums of the frozen int8 layers' matmuls; fp16, on a card that is faster so and exact enough: a P100 may be",
+        "accumulation dtype of the int8 matmuls; fp16 is used only where a benchmark at the start finds it faster and "
+        "within tolerance",
         choices=("fp32", "fp16"),
     )
     weight_decay: float = opt(0.0, "AdamW weight decay")
     max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
     recompute: int | str = opt(
         "auto",
-        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all; "
-        "auto: as few as fit the memory that is free",
+        "decoder layers with activation checkpointing: less memory, more time; -1: all; auto: the fewest that fit in "
+        "free memory",
         hashed=False,
         choices=("auto",),
     )
     eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
-    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)
+    keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False)
+    max_minutes: float = opt(
+        0.0,
+        "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What the tuned model is asked."""
+    """Questions to the base and the tuned model."""
 
     prompts: tuple[str, ...] = opt(
-        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by base and tuned model"
+        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by the base and the tuned model"
     )
-    max_new_tokens: int = opt(96, "longest answer in tokens")
+    max_new_tokens: int = opt(96, "maximum answer length in tokens")
 
 
 @dataclass(frozen=True)
@@ -237,6 +251,8 @@ def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> 
     known = {item.name: item for item in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
+            if new := RENAMED.get(prefix + key):
+                raise UsageError(f"{prefix}{key} in {where} is now called {new}: rename the key")
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise UsageError(f"unknown key {prefix}{key} in {where}; {hint}")

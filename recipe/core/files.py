@@ -1,6 +1,8 @@
 """Files: hashed, and written whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
 
 MANIFEST = "manifest.json"
 
@@ -76,6 +78,23 @@ def atomic_folder(path: Path, ours: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path` while the block runs. The lock ends with its process, however that ends.
+
+    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise RecipeError(busy) from None
+        yield
 
 
 def check_ours(path: Path) -> None:

@@ -61,6 +61,11 @@ class Run:
         return self.folder / "matmul.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.folder / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 

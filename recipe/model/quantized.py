@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from recipe.checkpoints import safetensors
+from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST, atomic_folder, sha256
 from recipe.core.manifest import hash_inputs, read_manifest, verify, write_manifest
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 STAGE = "quantise"
 PRECISIONS = ("int8", "nf4")
-SHARD_BYTES = 1_000_000_000  # what is in memory twice while the copy is written
+SHARD_BYTES = 1_000_000_000
 
 
 def is_quantised(name: str, module: nn.Module) -> bool:
@@ -103,16 +105,13 @@ def find(base: Path, precision: str) -> Path | None:
 
 def read(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """(module's name, its tensors by their names within it) of a copy, one module at a time, on the CPU."""
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as shard:
-            names: dict[str, dict[str, str]] = {}
-            for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no dict
-                module, _, leaf = name.partition("/")
-                names.setdefault(module, {})[leaf] = name
-            for module, leaves in names.items():
-                yield module, {leaf: shard.get_tensor(name) for leaf, name in leaves.items()}
+    for shard in safetensors.open_shards(folder):
+        names: dict[str, dict[str, LazyTensor]] = {}
+        for name, tensor in shard.items():
+            module, _, leaf = name.partition("/")
+            names.setdefault(module, {})[leaf] = tensor
+        for module, leaves in names.items():
+            yield module, {leaf: tensor.read() for leaf, tensor in leaves.items()}
 
 
 def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -120,8 +119,6 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
 
     `rest` yields (name, tensor) of what is not quantised. A disk that is full or read-only costs a sentence.
     """
-    from safetensors import SafetensorError
-
     folder = folder_of(base, precision)
     if not (base / MANIFEST).is_file():
         return  # nothing to hold a copy against
@@ -132,7 +129,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
         with atomic_folder(folder, ours=True) as partial:
             _write_shards(partial, model, rest)
             write_manifest(partial, STAGE, {"precision": precision}, _inputs(base), {})
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         say(f"no {precision} copy is kept for the next start ({error}): it will read the weights again")
     else:
         say(f"wrote {folder}, {precision} as loaded: the next start reads it instead of {base}")
@@ -140,17 +137,24 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
 
 def _write_shards(folder: Path, model: nn.Module, rest: Iterable[tuple[str, torch.Tensor]]) -> None:
     """All of a module into one file, so that `read` finds it together."""
-    from safetensors.torch import save_file
-
-    shard: dict[str, torch.Tensor] = {}
+    shard: list[LazyTensor] = []
     count = 0
     for name, leaves in _modules(model, rest):
-        shard |= {f"{name}/{leaf}": tensor.detach().cpu().contiguous() for leaf, tensor in leaves.items()}
-        if sum(tensor.numel() * tensor.element_size() for tensor in shard.values()) >= SHARD_BYTES:
-            save_file(shard, folder / f"{count:05d}.safetensors")
-            shard, count = {}, count + 1
+        shard += [_stored(f"{name}/{leaf}", tensor.detach()) for leaf, tensor in leaves.items()]
+        if safetensors.size(shard, None) >= SHARD_BYTES:
+            _write_shard(folder, count, shard)
+            shard, count = [], count + 1
     if shard:
-        save_file(shard, folder / f"{count:05d}.safetensors")
+        _write_shard(folder, count, shard)
+
+
+def _stored(name: str, tensor: torch.Tensor) -> LazyTensor:
+    """A tensor of the model, copied to the CPU only when it is written."""
+    return LazyTensor(name, tuple(tensor.shape), tensor.dtype, tensor.cpu)
+
+
+def _write_shard(folder: Path, number: int, tensors: list[LazyTensor]) -> None:
+    safetensors.write_file(folder / f"{number:05d}.safetensors", safetensors.library_order(tensors))
 
 
 def _modules(

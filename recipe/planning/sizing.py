@@ -59,20 +59,20 @@ def check_numbers(config: Config) -> None:
             f"train.micro_batch_tokens is {train.micro_batch_tokens}, expected room for the longest "
             f"conversation, corpus.max_length = {config.corpus.max_length}; raise it, or prepare a shorter corpus"
         )
-    if train.epochs <= 0 or train.accumulation < 1:
+    if train.epochs <= 0 or train.gradient_accumulation_steps < 1:
         raise UsageError(
-            f"train.epochs is {train.epochs} and train.accumulation {train.accumulation}, expected both "
-            "above 0; raise them"
+            f"train.epochs is {train.epochs} and train.gradient_accumulation_steps "
+            f"{train.gradient_accumulation_steps}, expected both above 0; raise them"
         )
     if config.lora.rank < 1 or config.corpus.max_length < 1:
         raise UsageError(
             f"lora.rank is {config.lora.rank} and corpus.max_length {config.corpus.max_length}, expected both "
             "above 0; raise them"
         )
-    if train.accumulate == "fp16" and config.base.precision != "int8":
+    if train.matmul_accumulation == "fp16" and config.base.precision != "int8":
         raise UsageError(
-            f"train.accumulate is fp16 with base.precision = {config.base.precision}, expected int8: only those "
-            "matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
+            f"train.matmul_accumulation is fp16 with base.precision = {config.base.precision}, expected int8: only "
+            "those matmuls are this recipe's own (bitsandbytes does nf4's); change one of the two"
         )
 
 
@@ -94,10 +94,10 @@ def why_not_cpu(config: Config, shape: "Shape | None") -> str:
             "base.precision is nf4 on a cpu, expected a CUDA card: bitsandbytes has 4-bit kernels for that alone; set "
             "base.precision = int8"
         )
-    if config.train.accumulate == "fp16":
+    if config.train.matmul_accumulation == "fp16":
         return (
-            "train.accumulate is fp16 on a cpu, expected a CUDA card: cuBLAS has fp16 sums for that alone; set "
-            "train.accumulate = fp32"
+            "train.matmul_accumulation is fp16 on a cpu, expected a CUDA card: cuBLAS has fp16 sums for that alone; "
+            "set train.matmul_accumulation = fp32"
         )
     return ""
 
@@ -148,7 +148,7 @@ def step_of(config: Config, half: bool = True) -> "Step":
         optimizer=config.train.optimizer,
         half=half,
         on_card=half,
-        fp16_sums=half and config.train.accumulate == "fp16",
+        fp16_sums=half and config.train.matmul_accumulation == "fp16",
     )
 
 

@@ -184,7 +184,7 @@ def first_step() -> dict[str, Any]:
     """Seconds from the start of `recipe.train` on the demo's model until its first optimizer step is written down."""
     prepared = corpus(512)
     with tempfile.TemporaryDirectory() as folder:
-        options = [f"runs={folder}", f"corpus.path={prepared}", "train.accumulation=1"]
+        options = [f"runs={folder}", f"corpus.path={prepared}", "train.gradient_accumulation_steps=1"]
         command = [sys.executable, "-m", "recipe.train", "--config", str(ROOT / "recipe" / "configs" / "demo.toml")]
         command += [word for option in options for word in ("--set", option)]
         start = time.perf_counter()

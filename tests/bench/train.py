@@ -78,7 +78,9 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     loaded = load_base(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
     budget, packs, _ = packed(way, table, length)
-    settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
+    settings = Train(
+        micro_batch_tokens=budget, gradient_accumulation_steps=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0
+    )
     recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
     tuned = add_adapter(loaded, lora, seed=0)
     return build_trainer(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)

@@ -1,15 +1,17 @@
-"""Our streaming writer against the safetensors library."""
+"""The streaming writer and the reader against the safetensors library."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from recipe.checkpoints import hf, safetensors
+from recipe.checkpoints import safetensors
 from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError
+from recipe.core.manifest import write_manifest
 
 
 def lazy(name: str, tensor: torch.Tensor) -> LazyTensor:
@@ -20,7 +22,8 @@ def test_the_library_reads_the_shards_and_none_is_too_large(tmp_path: Path) -> N
     state = {f"layer.{index}.é": torch.randn(index + 1, 33) for index in range(20)}
     shards = safetensors.plan([lazy(*item) for item in state.items()], torch.float16, limit=4000)
     seen: list[int] = []
-    names = safetensors.write(tmp_path, shards, torch.float16, seen.append)
+    safetensors.write(tmp_path, shards, torch.float16, seen.append)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(names) > 3
     assert names[0] == f"model-00001-of-{len(names):05d}.safetensors"
     assert all((tmp_path / name).stat().st_size <= 4000 for name in names)
@@ -33,7 +36,7 @@ def test_the_library_reads_the_shards_and_none_is_too_large(tmp_path: Path) -> N
 
 def test_one_shard_has_no_index_and_a_tensor_beyond_the_limit_its_own_file(tmp_path: Path) -> None:
     tensors = [lazy("a", torch.zeros(1)), lazy("b", torch.zeros(1000)), lazy("c", torch.zeros(1))]
-    assert safetensors.write(tmp_path, [tensors], torch.float32, int) == ["model.safetensors"]
+    safetensors.write(tmp_path, [tensors], torch.float32, int)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     shards = safetensors.plan(tensors, torch.float32, limit=300)
     assert [[tensor.name for tensor in shard] for shard in shards] == [["a"], ["b"], ["c"]]
@@ -60,4 +63,42 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RecipeError, match="truncated"):
-        hf.read_safetensors(path)
+        safetensors.open_file(path)
+
+
+def test_any_dtype_is_stored_byte_for_byte_as_the_library_stores_it(tmp_path: Path) -> None:
+    state = {
+        "b/scale": torch.randn(3, 1),
+        "a/weight": torch.arange(-3, 3, dtype=torch.int8).reshape(2, 3),
+        "c": torch.randn(5).bfloat16(),
+        "d": torch.randn(2, 2).half(),
+        "e": torch.arange(7, dtype=torch.uint8),
+        "f": torch.tensor(3.5),
+    }
+    ordered = safetensors.library_order(lazy(*item) for item in state.items())
+    safetensors.write_file(tmp_path / "ours.safetensors", ordered)
+    save_file(state, tmp_path / "library.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "library.safetensors").read_bytes()
+    read = safetensors.open_file(tmp_path / "library.safetensors")
+    assert all(torch.equal(read[name].read(), tensor) for name, tensor in state.items())
+    assert all((read[name].shape, read[name].dtype) == (tuple(t.shape), t.dtype) for name, t in state.items())
+
+
+def test_only_files_that_the_manifest_lists_are_read(tmp_path: Path) -> None:
+    safetensors.write(tmp_path, [[lazy("a", torch.zeros(2))]], torch.float32, int)
+    write_manifest(tmp_path, "convert", {}, {}, {})
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "z.safetensors")
+    tensors = safetensors.open_folder(tmp_path)
+    assert tensors.keys() == {"a"} and tensors["a"].read().tolist() == [0, 0]
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(RecipeError, match="holds a in two files"):
+        safetensors.open_folder(tmp_path)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        safetensors.write(tmp_path, [[lazy("a", torch.zeros(2))]], torch.float32, int)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640

@@ -44,6 +44,13 @@ def test_an_unknown_section_lists_what_is_known():
         configs.load(None, {"zzz.epochs": 1})
 
 
+@pytest.mark.parametrize(("old", "new"), sorted(configs.RENAMED.items()))
+def test_a_renamed_key_names_the_new_one(old, new):
+    with pytest.raises(UsageError, match=rf"{old} in .* is now called {new}: rename the key"):
+        configs.load(None, {old: 1})
+    assert any(line.startswith(f"{new}: ") for line in configs.describe())
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -85,7 +92,7 @@ def test_a_file_that_is_not_there_or_not_toml(tmp_path):
 def test_places_and_saving_do_not_change_what_is_hashed():
     one = configs.load(None, {"base.path": "/here", "runs": "/there", "train.save_steps": 1})
     assert configs.hashed(one) == configs.hashed(Config())
-    for change in ({"train.seed": 1}, {"train.accumulate": "fp16"}):
+    for change in ({"train.seed": 1}, {"train.matmul_accumulation": "fp16"}):
         assert configs.hashed(configs.load(None, change)) != configs.hashed(Config())
 
 

@@ -30,7 +30,7 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
             "corpus.sources": [str(ROOT / "recipe/configs/demo_conversations.json")],
             "corpus.path": str(tmp_path / "corpus"),
             "corpus.val_fraction": 0.1,
-            "train.accumulation": 1,
+            "train.gradient_accumulation_steps": 1,
             "train.save_steps": 5,
             "train.eval_steps": 0,
             "train.keep_checkpoints": 100,

@@ -93,7 +93,7 @@ def test_an_int8_layer_with_fp16_sums_trains_as_with_fp32(card):
     x, upstream = torch.randn(64, 4096, device=card).half(), torch.randn(64, 1376, device=card).half()
     found = []
     for chosen in ({(4096, 1376)}, set()):
-        gemm.use(layer, chosen)
+        gemm.accumulate_in_fp16(layer, chosen)
         given = x.clone().requires_grad_()
         y = layer(given)
         y.backward(upstream)
@@ -103,10 +103,10 @@ def test_an_int8_layer_with_fp16_sums_trains_as_with_fp32(card):
 
 
 def test_which_sums_are_faster_on_this_card(card):
-    for race in probe.gemm(card, {(4096, 4096), (4096, 11008), (11008, 4096)}, tokens=2048):
-        print(f"{race} on {torch.cuda.get_device_name()}")
-        assert race.error <= probe.TOLERANCE[torch.float16]
-        assert race.won == (race.fp16_ms < race.fp32_ms)
+    for result in probe.benchmark_gemm(card, {(4096, 4096), (4096, 11008), (11008, 4096)}, tokens=2048):
+        print(f"{result} on {torch.cuda.get_device_name()}")
+        assert result.error <= probe.TOLERANCE[torch.float16]
+        assert result.fp16_wins == (result.fp16_ms < result.fp32_ms)
 
 
 def test_attention_runs_in_the_memory_efficient_kernel(device, dtype):
@@ -139,7 +139,7 @@ def test_a_shared_beginning_gives_what_each_with_its_own_gives(device, dtype):
     once = [torch.cat([each[0], *(part[:, :, shared:] for part in each[1:])], dim=2) for each in parts]
     expected, _ = packed_attention(None, *whole, None, scaling=64**-0.5, lengths=lengths)
     own = [part[:, shared * (number > 0) :] for number, part in enumerate(expected.split(lengths, dim=1))]
-    packed, _ = packed_attention(None, *once, None, scaling=64**-0.5, lengths=lengths, shared=shared)
+    packed, _ = packed_attention(None, *once, None, scaling=64**-0.5, lengths=lengths, prefix=shared)
     torch.testing.assert_close(packed, torch.cat(own, dim=1), atol=5e-3, rtol=5e-3)
 
 
@@ -242,7 +242,7 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
     targets = ("q_proj", "v_proj")
     step = memory.Step(2, length, 2 * length, 8, targets, True, half=half, on_card=half, fp16_sums=fp16_sums)
     layers = nn.ModuleList(Layer(shape, step.rank, dtype, device) for _ in range(shape.num_hidden_layers)).train()
-    gemm.use(layers, gemm.shapes(layers) if fp16_sums else ())
+    gemm.accumulate_in_fp16(layers, gemm.int8_shapes(layers) if fp16_sums else ())
     recompute_first(layers, recomputed)
     head = torch.randn(shape.vocab_size, shape.hidden_size, device=device).to(dtype) * 0.02
     norm = Norm(shape.hidden_size).to(device, dtype)

@@ -1,4 +1,4 @@
-"""The image, run as a careful site would: no network, a read-only root, no rights. tests/image/run.sh builds it."""
+"""The image, run as restricted as possible: no network, read-only root, no rights. tests/image/run.sh builds it."""
 
 import os
 import shutil
@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 
 class Image:
+    """An image of podman's local storage."""
+
     careful = ("--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def run(self, *command: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        """What `podman run IMAGE COMMAND` says and ends with."""
+        """Run `podman run IMAGE COMMAND...` to its end; its output as text."""
         return subprocess.run(
             ["podman", "run", *self.careful, *flags, self.name, *command], capture_output=True, text=True, timeout=600
         )
@@ -36,13 +38,13 @@ class Image:
 @pytest.fixture(scope="session")
 def image() -> Image:
     if "IMAGE" not in os.environ:
-        pytest.fail("IMAGE names no image: these tests are run by `nox -s image`", pytrace=False)
+        pytest.fail("found no IMAGE in the environment: run these tests by `nox -s image`", pytrace=False)
     return Image(os.environ["IMAGE"])
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What the image is built from and driven by, without the git history: a copy to break or to work in."""
+    """A copy of the build context, Makefile and docker/, without the git history, that a test may change."""
     for name in ("Makefile", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("docker", "recipe"):

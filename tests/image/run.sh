@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The real Dockerfile with the real lock: built, tried, built again, compared; all of it in a folder that is removed.
-# Where that is not possible it says what was skipped, and REQUIRE_IMAGE=1 makes it a failure.
-# usage: tests/image/run.sh PYTHON [pytest's arguments]
+# Build the real image with the real lock, test it, build it again and compare digests, all in a folder that is removed.
+# Where that is not possible it prints what was skipped; with REQUIRE_IMAGE=1 it fails instead.
+# usage: tests/image/run.sh PYTHON [PYTEST_ARGUMENT...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1
@@ -9,7 +9,7 @@ NEEDED_GB=25
 TOOLS=(podman runc mmdebstrap)
 
 skip() {
-  echo "skipped: the image was neither built nor tried, since $1" >&2
+  echo "skipped: the image was neither built nor tested, because $1" >&2
   if [ "${REQUIRE_IMAGE:-0}" = 0 ]; then exit 0; else exit 3; fi
 }
 
@@ -21,13 +21,13 @@ install_tools() {
     >/dev/null || skip "apt could not install ${TOOLS[*]}"
 }
 
-# Images, containers, locks and temporary files in one folder: nothing of the machine's own podman is touched.
+# Images, containers, locks and temporary files in one folder: the machine's own podman storage is not touched.
 private_storage() {
   mkdir -p .nox && scratch=$(realpath "$(mktemp -d .nox/image.XXXXXX)")
   trap remove_storage EXIT
   mkdir "$scratch/tmp"
   printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$scratch" "$scratch" >"$scratch/storage.conf"
-  # What works without systemd and with few rights, as in a container of a CI.
+  # Settings that work without systemd and with few rights, as inside a CI container.
   cat >"$scratch/containers.conf" <<END
 [containers]
 default_ulimits = ["nofile=16384:16384", "nproc=16384:16384"]
@@ -49,17 +49,17 @@ remove_storage() {
   rm -rf "$scratch"
 }
 
-# A registry's root image, or a Debian of the same release made from packages.
+# Pull the root image, or build a stand-in for it: the same Debian release from its packages.
 make_root() {
   if [ -n "${ROOT_IMAGE:-}" ] || timeout 300 podman pull -q "$(docker/image.sh root_image)" >/dev/null 2>&1; then return; fi
-  echo "no registry answers: mmdebstrap makes a stand-in for $(docker/image.sh root_image)" >&2
+  echo "cannot pull $(docker/image.sh root_image): building a stand-in with mmdebstrap" >&2
   mmdebstrap --quiet --variant=minbase --include=ca-certificates bookworm "$scratch/root.tar"
   podman import --quiet "$scratch/root.tar" localhost/stand-in:bookworm >/dev/null
   rm "$scratch/root.tar"
   export ROOT_IMAGE=localhost/stand-in:bookworm
 }
 
-# A pip.conf with a mark in it: the tests look for the mark in the image.
+# A pip.conf with a marker in it: a test searches the image for that marker.
 mark_secret() {
   cat "${PIP_CONFIG_FILE:-/etc/pip.conf}" >"$scratch/pip.conf" 2>/dev/null || true
   echo "# $MARK" >>"$scratch/pip.conf"
@@ -68,13 +68,13 @@ mark_secret() {
 
 have_tools || install_tools
 free=$(df --output=avail -BG . | tr -dc '0-9\n' | tail -n 1)
-[ "$free" -ge $NEEDED_GB ] || skip "it needs $NEEDED_GB GB of disk while it works and $free GB are free"
+[ "$free" -ge $NEEDED_GB ] || skip "it needs $NEEDED_GB GB of disk and $free GB are free"
 private_storage
 export IMAGE=localhost/vicuna-p100:test MARK=secret-$$-$RANDOM
 make_root
 mark_secret
 docker/image.sh build
 "$python" -m pytest tests/image "${@:2}"
-# podman 4.3 sometimes leaves a container behind that it no longer lists; verify has to go on beside one.
+# podman 4.3 sometimes leaves behind a container that it no longer lists; verify must work in spite of one.
 podman create --network none "$IMAGE" >/dev/null
 docker/image.sh verify

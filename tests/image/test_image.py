@@ -1,4 +1,4 @@
-"""What is in the image, and what is not."""
+"""What the image holds and what it does not: packages, rights, labels, files."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_imports_what_the_lock_brings(image):
+def test_locked_packages_import(image):
     code = (
         "import accelerate, bitsandbytes, datasets, gguf, peft, pynvml, safetensors, sentencepiece, transformers\n"
         "import torch\n"
@@ -32,7 +32,7 @@ def test_audit_is_clean(image):
     assert audit["verdict"] == "clean" and 60 in torch["sass"]
 
 
-def test_is_not_root_and_may_change_nothing_of_its_own(image):
+def test_user_is_not_root_and_owns_only_the_mounts(image):
     assert image.shell("id -u && id -g && whoami").stdout.split() == ["1000", "1000", "recipe"]
     writable = image.shell("find / -xdev -writable -not -type l", flags=("--read-only=false",)).stdout.split()
     of_everybody = ("/tmp", "/var/tmp", "/run/lock", "/dev", "/proc", "/sys")
@@ -40,7 +40,7 @@ def test_is_not_root_and_may_change_nothing_of_its_own(image):
     assert own == {"/workspace/weights", "/workspace/data", "/workspace/runs"}
 
 
-def test_root_file_system_is_read_only_and_tmp_is_not(image):
+def test_root_file_system_is_read_only_except_tmp(image):
     done = image.shell("echo x > /workspace/runs/x || echo x > /tmp/x && cat /tmp/x")
     assert done.stdout == "x\n" and "Read-only file system" in done.stderr
 
@@ -50,14 +50,14 @@ def test_has_no_network(image):
     assert done.stdout == "['lo']\n"
 
 
-def test_make_is_the_way_in(image):
+def test_make_is_the_entry_point(image):
     listed = image.run()
-    assert listed.returncode == 0 and "train the adapter" in listed.stdout
+    assert listed.returncode == 0 and "train the LoRA adapter" in listed.stdout
     assert image.run("report", "RUN=runs/none").returncode == 2
     assert "python" in image.run("--dry-run", "train").stdout and "pip" not in image.run("--dry-run", "train").stdout
 
 
-def test_stop_reaches_the_stage_and_waits_for_it(image, tmp_path):
+def test_stop_signal_reaches_the_stage_and_waits(image, tmp_path):
     (tmp_path / "stage.py").write_text(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), print('saved'), sys.exit(0)))\n"
@@ -100,7 +100,7 @@ def test_exit_codes(image, command, code):
     assert code == 0 or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1)
 
 
-def test_labels_say_what_it_was_built_from(image):
+def test_labels_record_what_it_was_built_from(image):
     labels = json.loads(image.inspect("{{json .Labels}}"))
     lock = hashlib.sha256((ROOT / "docker" / "requirements.lock").read_bytes()).hexdigest()
     assert labels["vicuna-p100.lock.sha256"] == lock
@@ -109,7 +109,7 @@ def test_labels_say_what_it_was_built_from(image):
     assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
 
 
-def test_the_container_toolkit_is_told_the_drivers_of_the_pins(image):
+def test_driver_requirement_matches_the_pins(image):
     driver = tomllib.loads((ROOT / "docker" / "pins.toml").read_text())["driver"]
     environment = dict(line.split("=", 1) for line in json.loads(image.inspect("{{json .Config.Env}}")))
     wanted = f"driver>={driver['first_branch']},driver<{driver['last_branch'] + 10}"
@@ -118,13 +118,13 @@ def test_the_container_toolkit_is_told_the_drivers_of_the_pins(image):
     assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
 
-def test_default_root_image_is_the_first_of_the_pins():
+def test_default_root_image_is_the_first_pin():
     first = tomllib.loads((ROOT / "docker" / "pins.toml").read_text())["root_image"][0]
     pinned = first["name"] + (f"@{first['digest']}" if "digest" in first else "")
     assert f"\nARG ROOT_IMAGE={pinned}\n" in (ROOT / "docker" / "Dockerfile").read_text()
 
 
-def test_no_secret_and_no_bytecode_stays(image):
+def test_no_secret_and_no_bytecode_remains(image):
     mark = os.environ["MARK"]
     script = (
         f"grep -rlF {mark} /etc /opt/venv/pyvenv.cfg /opt/venv/bin ~root /run /tmp /var /workspace 2>/dev/null\n"
@@ -136,8 +136,8 @@ def test_no_secret_and_no_bytecode_stays(image):
     assert mark not in image.inspect("{{json .}}")
 
 
-def test_holds_the_code_of_this_checkout_and_none_of_its_data(image):
+def test_holds_the_tracked_code_and_no_data(image):
     listed = image.shell("cd /workspace && find . -type f | sort").stdout.split()
-    code = [path for path in (ROOT / "recipe").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    expected = {f"./{path.relative_to(ROOT)}" for path in code}
-    assert set(listed) == expected | {"./Makefile", "./LICENSE", "./docker/pins.toml", "./docker/requirements.lock"}
+    tracked = subprocess.run(["git", "ls-files", "recipe"], cwd=ROOT, capture_output=True, text=True, check=True)
+    others = {"Makefile", "LICENSE", "docker/pins.toml", "docker/requirements.lock"}
+    assert set(listed) == {f"./{name}" for name in {*tracked.stdout.splitlines(), *others}}

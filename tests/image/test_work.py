@@ -1,4 +1,4 @@
-"""The recipe's smallest run inside the image, and what a wrong root image or lock is told."""
+"""A whole tiny run inside the image, and builds with a wrong root image or lock."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from recipe.core.config import Base, Config, Corpus, Lora, Train
 
 
 def tiny(checkout: Path, source: Path) -> None:
-    """A real two-layer model, eight conversations and the config of a run of three steps, below `checkout`."""
+    """Write a two-layer model, eight conversations and a config of three optimizer steps below `checkout`."""
     shutil.copytree(source, checkout / "weights" / "raw")
     turns = [{"from": "human", "value": "Which colour is it?"}, {"from": "gpt", "value": "It is blue."}]
     records = [
@@ -26,7 +26,7 @@ def tiny(checkout: Path, source: Path) -> None:
         base=Base(source="weights/raw", path="weights/tiny"),
         corpus=Corpus(sources=("data/raw.json",), path="data/tiny", max_length=256, val_fraction=0.25),
         lora=Lora(rank=4, alpha=8),
-        train=Train(epochs=3.0, accumulation=1, save_steps=1, eval_steps=0),
+        train=Train(epochs=3.0, gradient_accumulation_steps=1, save_steps=1, eval_steps=0),
     )
     (checkout / "tiny.toml").write_text(configs.dump(run))
 
@@ -35,13 +35,13 @@ def make(checkout: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *command], cwd=checkout, capture_output=True, text=True, timeout=600)
 
 
-def test_converts_prepares_and_trains_on_mounted_folders(image, checkout, tiny_source):
+def test_converts_prepares_and_trains_in_mounted_folders(image, checkout, tiny_source):
     tiny(checkout, tiny_source)
     converted = make(checkout, "run-convert", "CONFIG=tiny.toml")
     assert converted.returncode == 0, converted.stderr
-    assert (checkout / "weights" / "tiny" / "manifest.json").stat().st_uid == os.getuid(), "it belongs to who called"
+    assert (checkout / "weights" / "tiny" / "manifest.json").stat().st_uid == os.getuid(), "its owner is the caller"
 
-    # The rest as the image's own user, who is nobody on this machine.
+    # The other stages run as the image's own user, who has no account on this machine.
     mounts = tuple(f"--volume={checkout / name}:/workspace/{name}" for name in ("weights", "data", "runs", "tiny.toml"))
     subprocess.run(["chmod", "-R", "a+rwX", "weights", "data", "runs", "tiny.toml"], cwd=checkout, check=True)
     for stage in ("corpus", "train"):
@@ -59,21 +59,21 @@ def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_build_from_the_cache_is_labelled_by_its_own_checkout(image, checkout):
-    """podman takes a LABEL in a Dockerfile from its cache whatever the build arguments in it are."""
+def test_a_cached_build_is_labelled_by_its_own_checkout(image, checkout):
+    """podman reuses a cached LABEL of a Dockerfile even when the build arguments in it change."""
     again, revision = (
         type(image)("localhost/vicuna-p100:again"),
         '{{index .Labels "org.opencontainers.image.revision"}}',
     )
     done = build(checkout, IMAGE=again.name, GIT_DIR="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert again.inspect(revision) == "unknown", "there is no history to be found"
+    assert again.inspect(revision) == "unknown", "this build saw no git history"
     assert image.inspect(revision) != "unknown"
     subprocess.run(["podman", "image", "rm", again.name], check=True, stdout=subprocess.DEVNULL)
 
 
 def errors(done: subprocess.CompletedProcess) -> list[str]:
-    """What the build itself says; its instructions are echoed too, and quote the sentence."""
+    """The error lines of the build itself: it also echoes its instructions, which contain the sentence."""
     return [line for line in done.stderr.splitlines() if re.match(r"error: ", line)]
 
 
@@ -96,8 +96,8 @@ def test_lock_with_a_missing_hash_is_one_sentence(image, checkout):
     assert re.match(r"error: peft==\S+ has no --hash in docker/requirements.lock", error) and "make lock" in error
 
 
-def test_libraries_without_the_cards_code_fail_the_build(image, checkout):
-    """The real lock, for a card of a kind that none of its libraries knows: the audit is a step of the build."""
+def test_libraries_without_device_code_fail_the_build(image, checkout):
+    """The audit is a build step: here it asks the real lock for an architecture that no library has code for."""
     pins = checkout / "docker" / "pins.toml"
     pins.write_text(pins.read_text().replace("required_sm = 60", "required_sm = 62"))
     done = build(checkout)
@@ -106,7 +106,7 @@ def test_libraries_without_the_cards_code_fail_the_build(image, checkout):
     assert subprocess.run(["podman", "image", "exists", "localhost/vicuna-p100:bad"]).returncode == 1
 
 
-def test_root_image_that_no_registry_has_is_one_sentence(image, checkout):
+def test_unknown_root_image_is_one_sentence(image, checkout):
     done = build(checkout, ROOT_IMAGE="localhost/absent:1")
     assert done.returncode == 1
     (error,) = errors(done)

@@ -14,7 +14,7 @@ from recipe.core.errors import UnfitError
 from recipe.core.files import MANIFEST
 from recipe.core.manifest import verify
 from recipe.model import load, quantized
-from recipe.model.load import load_base
+from recipe.model.load import load_cached
 from recipe.planning import memory
 
 CPU = torch.device("cpu")
@@ -134,39 +134,39 @@ def test_a_run_trains_on_nf4_and_its_base_stays(kernels, tiny_run, base, monkeyp
 
 @pytest.mark.parametrize("precision", quantized.PRECISIONS)
 def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precision, capsys, monkeypatch):
-    first = load_base(base, precision, CPU)
+    first = load_cached(base, precision, CPU)
     folder = quantized.folder_of(base, precision)
     assert f"wrote {folder}" in capsys.readouterr().err and verify(folder) == []
     monkeypatch.setattr(load, "read_tensors", lambda path: pytest.fail("the weights were read again"))
-    second = load_base(base, precision, CPU)
+    second = load_cached(base, precision, CPU)
     assert f"read {folder}" in capsys.readouterr().err
     assert same_bits(first, second) and torch.equal(logits(first), logits(second))
 
 
 def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
     monkeypatch.setattr(quantized, "SHARD_BYTES", 20_000)
-    first = load_base(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU)
     files = sorted(quantized.folder_of(base, "int8").glob("*.safetensors"))
     assert len(files) > 2
     assert sum(file.stat().st_size for file in files) < (base / "model.safetensors").stat().st_size
-    assert same_bits(first, load_base(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU))
 
 
 def test_a_damaged_copy_is_said_and_made_again(base, capsys):
-    first = load_base(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU)
     file = next(quantized.folder_of(base, "int8").glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    assert same_bits(first, load_base(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU))
     said = capsys.readouterr().err
     assert "is damaged and made again" in said and "wrote" in said
     assert quantized.find(base, "int8")
 
 
 def test_a_copy_of_other_weights_is_not_used(base, capsys):
-    load_base(base, "int8", CPU)
+    load_cached(base, "int8", CPU)
     manifest = json.loads((base / MANIFEST).read_text())
     manifest["outputs"]["model.safetensors"]["sha256"] = "0" * 64
     (base / MANIFEST).write_text(json.dumps(manifest))
@@ -179,7 +179,7 @@ def test_somebody_elses_folder_of_that_name_is_left_alone(base, capsys):
     folder = quantized.folder_of(base, "int8")
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    load_base(base, "int8", CPU)
+    load_cached(base, "int8", CPU)
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
     assert "holds something else" in capsys.readouterr().err
 
@@ -188,8 +188,8 @@ def test_a_full_disk_costs_a_sentence_and_nothing_more(base, capsys, monkeypatch
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    model = load_base(base, "int8", CPU)
+    monkeypatch.setattr("recipe.checkpoints.safetensors.write_file", full)
+    model = load_cached(base, "int8", CPU)
     assert torch.isfinite(logits(model)).all()
     assert "No space left on device" in capsys.readouterr().err
     assert {path.name for path in base.parent.iterdir()} == {base.name}

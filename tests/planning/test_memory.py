@@ -17,7 +17,7 @@ from recipe.model.likelihood import trained_nll
 from recipe.model.load import ATTENTION
 from recipe.pascal.attention import packed_attention
 from recipe.pascal.constants import partial_bytes
-from recipe.pascal.fused import slim
+from recipe.pascal.fused import fuse_layers
 from recipe.pascal.int8 import Int8Linear
 from recipe.planning import memory
 from recipe.planning.memory import Shape, Step
@@ -62,7 +62,7 @@ def freeze(model: nn.Module, wanted: Step) -> nn.Module:
 
 def slim_llama(model: nn.Module) -> None:
     """As recipe.model.load does it."""
-    slim(*([module for module in model.modules() if isinstance(module, kind)] for kind in SLIM))
+    fuse_layers(*([module for module in model.modules() if isinstance(module, kind)] for kind in SLIM))
 
 
 def llama_config(shape: Shape):
@@ -95,7 +95,7 @@ def decoder_layer(shape: Shape, wanted: Step, lengths=None, shared=0):
     positions = torch.cat([torch.arange(shared), *(torch.arange(shared, length) for length in lengths)])[None]
     hidden = torch.randn(1, positions.numel(), shape.hidden_size, dtype=dtype).requires_grad_()
     embedded = LlamaRotaryEmbedding(config)(hidden, positions)
-    given = {"position_embeddings": embedded, "lengths": lengths, "shared": shared}
+    given = {"position_embeddings": embedded, "lengths": lengths, "prefix": shared}
 
     def loss() -> torch.Tensor:
         with autocast(wanted):

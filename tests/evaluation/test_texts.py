@@ -1,0 +1,78 @@
+"""Texts and choices as samples: nothing is lost, every published form is read, a bad line is named."""
+
+import json
+
+import pytest
+
+from recipe.core.errors import RecipeError
+from recipe.evaluation import choices, texts
+from recipe.evaluation.choices import Question
+from recipe.evaluation.texts import encode_texts, passages, probe, read_text
+from tests.conversations.conftest import llama_tokenizer, sentencepiece_model  # noqa: F401
+
+MMLU = {"question": "2 + 2?", "choices": ["3", "4", "5"], "answer": 1}
+FORMS = [
+    MMLU,
+    MMLU | {"answer": "B"},
+    MMLU | {"answer": "4"},
+    {"question": "2 + 2?", "choices": {"text": ["3", "4", "5"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+    {"ctx": "2 + 2?", "endings": ["3", "4", "5"], "label": "1"},
+]
+
+
+def test_passages_lose_nothing_but_blank_lines():
+    text = "\n\n".join("word " * (n % 400) for n in range(1, 900, 37)) + "\n\n" + "x" * 5000
+    found = passages(text, 1000)
+    assert max(map(len, found)) <= 1000
+    assert "".join("".join(found).split()) == "".join(text.split())
+
+
+def test_the_probe_is_the_same_text_every_time():
+    found, digest = probe()
+    assert len(found) == texts.PROBE_PASSAGES and len(digest) == 64 and probe() == (found, digest)
+
+
+def test_a_text_is_scored_whole(llama_tokenizer):  # noqa: F811
+    (sample,) = encode_texts(llama_tokenizer, ["Grüße, world"])
+    assert sample.input_ids[1:] == sample.labels[1:] and sample.bytes == 14
+    assert llama_tokenizer.decode(sample.input_ids, skip_special_tokens=True).strip() == "Grüße, world"
+
+
+@pytest.mark.parametrize("record", FORMS)
+def test_every_published_form_is_read(tmp_path, record):
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps(record) + "\n\n")
+    assert choices.read(file) == [Question("2 + 2?", ("3", "4", "5"), 1)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{", "{}", json.dumps(MMLU | {"answer": "7"}), json.dumps(MMLU | {"choices": [" ", "4"]}), "[" * 99999],
+)
+def test_a_line_in_another_form_is_named(tmp_path, line):
+    file = tmp_path / "set.jsonl"
+    file.write_text(f"{json.dumps(MMLU)}\n{line}\n")
+    with pytest.raises(RecipeError, match="line 2"):
+        choices.read(file)
+
+
+@pytest.mark.parametrize("read", [choices.read, read_text])
+def test_no_file_and_an_empty_one_are_one_sentence(tmp_path, read):
+    with pytest.raises(RecipeError, match="there is no file"):
+        read(tmp_path / "none")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(RecipeError, match=r"holds no question|is empty"):
+        read(tmp_path / "empty")
+
+
+def test_only_the_choice_is_scored(llama_tokenizer):  # noqa: F811
+    question = Question("Which colour is the sky?", ("The sky is blue.", "green"), 0)
+    scored = choices.samples(llama_tokenizer, "vicuna_v1.1", [question])
+    for sample, choice in zip(scored, question.choices, strict=True):
+        trained = [label for label in sample.labels if label != -100]
+        assert llama_tokenizer.decode(trained).strip() == choice and llama_tokenizer.eos_token_id not in trained
+
+
+def test_the_likeliest_choice_wins_plainly_and_by_byte():
+    questions = [Question("a", ("long text", "x"), 0), Question("b", ("x", "yy", "zzz"), 2)]
+    assert choices.hits(questions, [9.0, 8.0, 3.0, 2.0, 1.0], [9, 1, 1, 2, 3]) == ([0, 1], [1, 1])
