@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Train
+from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Source, Train
 from recipe.core.run import Run
 
 # A background job of a shell ignores SIGINT, and so would the programs that the tests interrupt.
@@ -108,7 +108,9 @@ def tiny_corpus(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     corpus.run(
         Config(
             base=Base(path=str(tiny_base)),
-            corpus=Corpus(sources=(str(folder / "raw.json"),), path=str(output), val_fraction=0.2, max_length=256),
+            corpus=Corpus(
+                source=(Source(path=str(folder / "raw.json")),), path=str(output), val_fraction=0.2, max_length=256
+            ),
         )
     )
     return output

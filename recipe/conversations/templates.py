@@ -5,7 +5,7 @@ end reads exactly like what was trained.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from recipe.conversations.messages import Message
@@ -46,9 +46,12 @@ class Template:
         """See `render`."""
         system, pairs = as_pairs(messages, open_turn)
         pieces: list[Piece] = []
+        answers = [message for message in messages if message.role == "assistant"]
         for index, (question, answer) in enumerate(pairs):
             opening = self.system if system is None else system
-            pieces += self.turn(None if index else opening, question, answer)
+            turn = self.turn(None if index else opening, question, answer)
+            is_trained = answer is None or answers[index].trained
+            pieces += turn if is_trained else [replace(piece, trained=False) for piece in turn]
         return pieces
 
 
@@ -106,7 +109,8 @@ def get(template: str) -> Template:
 
 
 def render(template: str, messages: Sequence[Message], open_turn: bool = False) -> list[Piece]:
-    """The conversation as spans and special tokens, in order. Trained: every answer and the EOS after it.
+    """The conversation as spans and special tokens, in order. Trained: every answer and the EOS after it,
+    but for messages with trained=False.
 
     `messages`: an optional system message (else the template's own), then user and assistant in turn; with `open_turn`
     they end with the user and the last span is where the model goes on. Raises RecipeError otherwise.

@@ -28,6 +28,11 @@ def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...]
     return field(default=default, metadata={"doc": doc, "hashed": hashed, "choices": choices})
 
 
+def mapping(doc: str) -> Any:
+    """A config field that maps strings to strings, empty by default."""
+    return field(default_factory=dict, metadata={"doc": doc, "hashed": True, "choices": ()})
+
+
 @dataclass(frozen=True)
 class Base:
     """The pretrained model."""
@@ -41,51 +46,68 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One file or folder of raw conversations: a `[[corpus.source]]` table."""
+
+    path: str = opt(
+        "", "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved", hashed=False
+    )
+    format: str = opt("", "the format of its records; empty: recognized for each record")
+    share: float = opt(1.0, "share of the source's conversations that is used, drawn by their ids")
+    weight: float = opt(
+        0.0, "relative share of the training tokens among the weighted sources, reached by repeating samples; 0: none"
+    )
+    fields: Mapping[str, str] = mapping("field names of your own, as { question = 'query', answer = 'response' }")
+    roles: Mapping[str, str] = mapping("role names of your own, as { client = 'user' }")
+    answers: str = opt(
+        "first", "of several answers without a ranking: the first, or a conversation for each", choices=("first", "all")
+    )
+    html: bool = opt(False, "every turn of pure HTML was copied from a chat page, also where it has no sign of one")
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The conversations."""
 
-    sources: tuple[str, ...] = opt(
-        (), "raw conversations: JSON, JSON lines or Parquet files, or folders that `datasets` saved", hashed=False
-    )
-    formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
+    source: tuple[Source, ...] = opt((), "the raw conversations, a table per file or folder")
     path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
     template: str = opt("vicuna_v1.1", "how a conversation is rendered as text")
     max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
-    val_fraction: float = opt(0.02, "share of the conversations held out for validation")
-    seed: int = opt(0, "seed of the hold-out")
+    val_fraction: float = opt(0.02, "share of the conversations used for validation")
+    seed: int = opt(0, "seed of the validation split and of shares")
     identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
-    identity_organisation: str = opt("", "who the model says it was made by")
-    identity_repeat: int = opt(1, "how often the identity conversations are mixed into the training part")
-    html: bool = opt(True, "turn a chat page's HTML into Markdown")
-    replace: tuple[str, ...] = opt((), "rules 'pattern => text', regular expressions, applied to every turn in order")
+    identity_organisation: str = opt("", "the organisation that the model names as its maker")
+    identity_repeat: int = opt(1, "how often the identity conversations are repeated in the training samples")
+    html: bool = opt(True, "convert a chat page's HTML to Markdown")
+    replace: tuple[str, ...] = opt((), "rules 'pattern => text': regular expressions, applied to every turn in order")
     script: str = opt(
-        "keep", "Chinese script: t2s makes traditional simplified, s2t the reverse", choices=("keep", "t2s", "s2t")
+        "keep",
+        "Chinese script: t2s makes traditional simplified, s2t the reverse",
+        choices=("keep", "t2s", "s2t"),
     )
-    repair_roles: bool = opt(True, "bring roles in turn where that is clear; false: drop such conversations")
-    rounds: int = opt(0, "keep the first so many questions with their answers; 1 makes single rounds, 0 keeps all")
-    blocked_words: tuple[str, ...] = opt((), "drop conversations that hold one of these words")
+    repair_roles: bool = opt(True, "join or drop turns so that roles alternate; false: drop such conversations")
+    rounds: int = opt(0, "maximum question-answer pairs per conversation; 0: no limit")
+    blocked_words: tuple[str, ...] = opt((), "drop conversations that contain one of these words")
     languages_keep: tuple[str, ...] = opt((), "ISO 639-1 codes of the only languages kept; empty: all")
-    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages left out")
-    repeated_digits: int = opt(0, "drop conversations in which a digit comes so many times in a row; 0: off")
+    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages to drop")
+    repeated_digits: int = opt(0, "drop conversations with a run of this many equal digits; 0: off")
     decontaminate: tuple[str, ...] = opt(
         (),
-        "files of evaluation prompts, one a line or in any known format; conversations with one are dropped",
+        "files of evaluation prompts, one a line or in any known format; conversations that contain one are dropped",
         hashed=False,
     )
     duplicates: str = opt(
         "exact",
-        "which repeated conversations are dropped: none, equal texts, similar ones too",
+        "repeated conversations to drop: none, those with equal text, or similar ones too",
         choices=("keep", "exact", "near"),
     )
-    near_threshold: float = opt(0.8, "Jaccard similarity of three-word runs from which conversations are near")
+    near_threshold: float = opt(0.8, "Jaccard threshold on word 3-grams for near-duplicates")
     over_long: str = opt(
-        "drop", "a pair over max_length: drop it, or truncate its answer at a sentence", choices=("drop", "truncate")
+        "drop",
+        "a question-answer pair that exceeds max_length: drop it, or truncate its answer at a sentence",
+        choices=("drop", "truncate"),
     )
-    sample: tuple[str, ...] = opt((), "NAME=SHARE: the share of a source's conversations that is used, as raw.json=0.1")
-    mixture: tuple[str, ...] = opt(
-        (), "NAME=WEIGHT: the named sources' tokens in the training part are as their weights, by repeating samples"
-    )
-    processes: int = opt(0, "processes that prepare; 0: one a core", hashed=False)
+    processes: int = opt(0, "worker processes; 0: one per core", hashed=False)
 
 
 @dataclass(frozen=True)
@@ -161,6 +183,10 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
+_TABLE = "write one [[corpus.source]] table per source, with path and, where needed, format, share and weight"
+REPLACED = {f"corpus.{key}": _TABLE for key in ("sources", "formats", "sample", "mixture")}  # old key -> new form
+
+
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a run's TOML (or start from the defaults) and apply `overrides`, dotted keys to values.
 
@@ -212,14 +238,20 @@ def hashed(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
         elif item.metadata["hashed"]:
-            out[item.name] = list(value) if isinstance(value, tuple) else value
+            out[item.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [hashed(entry) if dataclasses.is_dataclass(entry) else entry for entry in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def describe() -> Iterator[str]:
     """One line per field for `--help`: dotted name, default, what it is."""
     for dotted, item in _fields(Config):
-        default = "" if item.default in ("", ()) else f" (default {_toml_value(item.default)})"
+        default = "" if item.default in ("", (), dataclasses.MISSING) else f" (default {_toml_value(item.default)})"
         choices = f" [{'|'.join(item.metadata['choices'])}]" if item.metadata["choices"] else ""
         yield f"{dotted}: {item.metadata['doc']}{choices}{default}"
 
@@ -243,8 +275,16 @@ def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fiel
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(item.type):
             yield from _fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, item
+            continue
+        yield prefix + item.name, item
+        if table := _table_type(item):
+            yield from _fields(table, f"{prefix}{item.name}[].")
+
+
+def _table_type(item: dataclasses.Field) -> type | None:
+    """The dataclass of a field that is an array of tables; None for any other field."""
+    entry = next(iter(typing.get_args(item.type)), None)
+    return entry if isinstance(entry, type) and dataclasses.is_dataclass(entry) else None
 
 
 def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
@@ -253,6 +293,8 @@ def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> 
         if key not in known:
             if new := RENAMED.get(prefix + key):
                 raise UsageError(f"{prefix}{key} in {where} is now called {new}: rename the key")
+            if instead := REPLACED.get(prefix + key):
+                raise UsageError(f"{prefix}{key} in {where} is not a key any more: {instead}")
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise UsageError(f"unknown key {prefix}{key} in {where}; {hint}")
@@ -272,6 +314,14 @@ def _checked(item: dataclasses.Field, value: Any, dotted: str, where: str) -> An
     """`value` as the field's type; an int is accepted for a float, a list of strings for a tuple."""
     expected: Any = item.type
     choices = item.metadata["choices"]
+    if table := _table_type(item):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
+            raise UsageError(f"{dotted} in {where}: expected tables, as [[{dotted}]] in a file, found {value!r}")
+        return tuple(_build(table, entry, where, f"{dotted}[{number}].") for number, entry in enumerate(value))
+    if typing.get_origin(expected) is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(entry, str) for entry in value.values()):
+            raise UsageError(f"{dotted} in {where}: expected a table of strings, found {value!r}")
+        return dict(value)
     if isinstance(expected, types.GenericAlias):
         if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
             raise UsageError(f"{dotted} in {where}: expected a list of strings, found {value!r}")
@@ -295,17 +345,21 @@ def _toml(config: Any, prefix: str) -> Iterator[str]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            sections.append((item.name, value))
+            sections.append((f"[{prefix}{item.name}]", value, f"{prefix}{item.name}."))
+        elif value and _table_type(item):
+            sections += [(f"[[{prefix}{item.name}]]", entry, f"{prefix}{item.name}.") for entry in value]
         else:
             yield f"{item.name} = {_toml_value(value)}  # {item.metadata['doc']}"
-    for name, value in sections:
-        yield f"\n[{prefix}{name}]"
-        yield from _toml(value, f"{prefix}{name}.")
+    for heading, value, inner in sections:
+        yield f"\n{heading}"
+        yield from _toml(value, inner)
 
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_value(key)} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

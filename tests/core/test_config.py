@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipe.core import config as configs
-from recipe.core.config import Config
+from recipe.core.config import Config, Source
 from recipe.core.errors import UsageError
 
 SHIPPED = sorted(
@@ -100,6 +100,48 @@ def test_every_field_has_its_line_of_help():
     lines = list(configs.describe())
     assert any(line.startswith("lora.rank: ") for line in lines)
     assert all(line.partition(": ")[2].strip() for line in lines)
+
+
+def test_a_corpus_of_several_sources_survives_a_round_trip(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[corpus]\npath = "data/x"\n[[corpus.source]]\npath = "a.json"\nshare = 0.5\n'
+        'fields = { "a.b" = "c", d = "e" }\n'
+        '[[corpus.source]]\npath = "b.json"\nweight = 2\nroles = { client = "user" }\nhtml = true\n'
+    )
+    config = configs.load(path)
+    assert config.corpus.source == (
+        Source(path="a.json", share=0.5, fields={"a.b": "c", "d": "e"}),
+        Source(path="b.json", weight=2.0, roles={"client": "user"}, html=True),
+    )
+    path.write_text(configs.dump(config), encoding="utf-8")
+    assert configs.load(path) == config
+    hashed = configs.hashed(config)["corpus"]["source"]
+    assert [(source["share"], source["weight"]) for source in hashed] == [(0.5, 0.0), (1.0, 2.0)]
+    assert "path" not in hashed[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["a.json"], r"corpus\.source in .* expected tables, as \[\[corpus\.source\]\]"),
+        (
+            [{"path": "a"}, {"pth": "b"}],
+            r"unknown key corpus\.source\[1\]\.pth .*did you mean corpus\.source\[1\]\.path",
+        ),
+        ([{"share": "all"}], r"corpus\.source\[0\]\.share .*expected float"),
+        ([{"fields": {"question": 1}}], r"corpus\.source\[0\]\.fields .*expected a table of strings"),
+    ],
+)
+def test_a_wrong_source_says_what_was_expected(value, said):
+    with pytest.raises(UsageError, match=said):
+        configs.load(None, {"corpus.source": value})
+
+
+@pytest.mark.parametrize("key", ["sources", "formats", "sample", "mixture"])
+def test_a_replaced_key_names_the_new_form(key):
+    with pytest.raises(UsageError, match=rf"corpus\.{key} in .* \[\[corpus\.source\]\] table per source"):
+        configs.load(None, {f"corpus.{key}": ["a.json=1"]})
 
 
 def test_required_says_how_to_give_it():

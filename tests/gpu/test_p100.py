@@ -27,7 +27,7 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
         {
             "base.path": str(weights_7b),
             "runs": str(tmp_path / "runs"),
-            "corpus.sources": [str(ROOT / "recipe/configs/demo_conversations.json")],
+            "corpus.source": [{"path": str(ROOT / "recipe/configs/demo_conversations.json")}],
             "corpus.path": str(tmp_path / "corpus"),
             "corpus.val_fraction": 0.1,
             "train.gradient_accumulation_steps": 1,

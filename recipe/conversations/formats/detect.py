@@ -1,9 +1,10 @@
 """Records to conversations: the format of a record is recognized by its keys, or named in the config."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats.base import Format, RefusedError
@@ -18,7 +19,6 @@ from recipe.conversations.readers.json_stream import Record, Rejected, excerpt
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.text import printable, snippet
 
-Answers = Literal["first", "all"]
 # Specific formats are tried in this order: a transcript inside Alpaca's fields must not pass for a single question.
 FORMATS: dict[str, Format] = {
     **TRANSCRIPTS, **TREES, **CROSSWOZ, **PREFERENCES, **CHATS, **PAIRS, **LABELLED, **RANKED
@@ -66,11 +66,17 @@ def _chain(first: Record, rest: Iterator[Record | Rejected]) -> Iterator[Record 
 
 
 def conversations(
-    record: Record | Rejected, number: int, source: str, format: Format | None = None, answers: Answers = "first"
+    record: Record | Rejected,
+    number: int,
+    source: str,
+    format: Format | None = None,
+    answers: str = "first",
+    roles: Mapping[str, str] | None = None,
 ) -> Iterator[Conversation | Rejected]:
     """The conversations in the source's record with this number.
 
-    The format is recognized unless it is given. `answers`: of several unranked answers the first, or all of them.
+    The format is recognized unless it is given. `answers`: of several unranked answers "first", or "all" of them.
+    `roles` maps role names that are not known to user, assistant or system.
     """
     if isinstance(record, Rejected):
         yield record
@@ -86,12 +92,14 @@ def conversations(
             continue
         id_ = _read_id(value) or name or f"{source.partition('.')[0]}-{number}"
         for index, dialogue in enumerate(dialogues or [Dialogue([])]):
-            if _is_untrained(dialogue):
-                detail = "no answer in it is marked as to be trained on"
-                yield Rejected(source, record.offset, Drop.MARKED_BAD, detail, excerpt(value), record.size)
-            else:
-                whole_id = id_ if len(dialogues) < 2 else f"{id_}/{index}"
-                yield Conversation(whole_id, tuple(dialogue.messages), source, dialogue.passed_over)
+            messages = _rename(dialogue.messages, roles) if roles else dialogue.messages
+            whole_id = id_ if len(dialogues) < 2 else f"{id_}/{index}"
+            yield Conversation(whole_id, tuple(messages), source, dialogue.passed_over)
+
+
+def _rename(messages: list[Message], roles: Mapping[str, str]) -> list[Message]:
+    names = {name.strip().lower(): role for name, role in roles.items()}
+    return [replace(message, role=names.get(message.role, message.role)) for message in messages]
 
 
 def _find_format(value: Any, format: Format | None) -> Format | RefusedError:
@@ -176,19 +184,13 @@ def _refuse_marked(record: dict[str, Any]) -> None:
             raise RefusedError(Drop.MEDIA, f"it has {key}")
 
 
-def _choose_answers(dialogue: Dialogue, answers: Answers) -> Iterator[Dialogue]:
+def _choose_answers(dialogue: Dialogue, answers: str) -> Iterator[Dialogue]:
     if answers == "first" or not dialogue.alternatives:
         yield Dialogue(dialogue.messages, dialogue.passed_over + len(dialogue.alternatives))
         return
     yield dialogue
     for answer in dialogue.alternatives:
         yield Dialogue([*dialogue.messages[:-1], Message("assistant", answer)])
-
-
-def _is_untrained(dialogue: Dialogue) -> bool:
-    if all(message.trained for message in dialogue.messages):
-        return False
-    return not any(message.trained for message in dialogue.messages if message.role == "assistant")
 
 
 def _find_records(value: Any, format: Format | None) -> list[tuple[str, Any, Format | RefusedError]]:
@@ -268,6 +270,13 @@ def named(name: str) -> Format:
     if name not in FORMATS:
         raise UsageError(f"{snippet(repr(name))} is not a format; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def check_roles(roles: Mapping[str, str]) -> None:
+    """Raises UsageError where a role name is mapped to something that is not a role."""
+    for name, role in roles.items():
+        if role not in ("user", "assistant", "system"):
+            raise UsageError(f"roles maps {snippet(name)} to {snippet(role)}: expected user, assistant or system")
 
 
 def _read_id(record: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from recipe.conversations.formats.base import Format, Record, are_texts, read_list
 from recipe.conversations.formats.pairs import read_history, read_pair
-from recipe.conversations.formats.turns import TEXT_KEYS, is_trained, refuse_media
+from recipe.conversations.formats.turns import LIST_KEYS, TEXT_KEYS, is_trained, refuse_media
 from recipe.conversations.messages import ROLES, Dialogue, Message, alternate, join_texts, read_role, read_text
 from recipe.core.errors import UsageError
 
@@ -23,16 +23,17 @@ def build_format(fields: Mapping[str, str], roles: Mapping[str, str]) -> Format:
     `question` and `answer`, are then paths in a turn. `roles` maps further role names to user, assistant or system.
     Raises UsageError for names and combinations that mean nothing.
     """
-    _check(fields, roles)
+    _check(fields)
     names = {**ROLES, **{name.strip().lower(): role for name, role in roles.items()}}
     shape = "{" + ", ".join(f'"{path}": ...' for path in fields.values()) + "}"
-    if "messages" not in fields:
+    if not any(name in fields for name in ("messages", *TURN_FIELDS)):
         required = (frozenset({_first(fields["question"]), _first(fields["answer"])}),)
         return Format(shape, required, lambda record: _is_pair(record, fields), lambda record: _pairs(record, fields))
+    lists = [_first(fields["messages"])] if "messages" in fields else LIST_KEYS
     return Format(
         shape,
-        (frozenset({_first(fields["messages"])}),),
-        lambda record: isinstance(read_list(get_path(record, fields["messages"])), list),
+        tuple(frozenset({name}) for name in lists),
+        lambda record: isinstance(_find_list(record, fields), list),
         lambda record: _turns(record, fields, names),
     )
 
@@ -51,26 +52,30 @@ def get_path(record: Any, path: str) -> Any:
     return record
 
 
+def _find_list(record: Record, fields: Mapping[str, str]) -> Any:
+    """The list of turns: at the path that `fields` names, or under one of the usual keys."""
+    if "messages" in fields:
+        return read_list(get_path(record, fields["messages"]))
+    return next((turns for key in LIST_KEYS if isinstance(turns := read_list(record.get(key)), list)), None)
+
+
 def _first(path: str) -> str:
     return path.partition(".")[0]
 
 
-def _check(fields: Mapping[str, str], roles: Mapping[str, str]) -> None:
+def _check(fields: Mapping[str, str]) -> None:
     if unknown := [name for name in fields if name not in FIELDS]:
         raise UsageError(f"fields names {unknown[0][:60]!r}: expected {', '.join(FIELDS)}")
     if empty := [name for name, path in fields.items() if not isinstance(path, str) or not path]:
         raise UsageError(f"fields.{empty[0]} is empty: expected the name of a field of the source")
     has_pair = "question" in fields and "answer" in fields
-    if "messages" not in fields and not has_pair:
+    has_turns = any(name in fields for name in ("messages", *TURN_FIELDS))
+    if not has_turns and not has_pair:
         raise UsageError("fields names neither messages nor both question and answer: one of the two is needed")
-    if "messages" not in fields and (turn := [name for name in TURN_FIELDS if name in fields]):
-        raise UsageError(f"fields.{turn[0]} is a field of a turn and there are no turns: name their list as messages")
-    if "messages" in fields and ("question" in fields) != ("answer" in fields):
-        raise UsageError("fields names messages and one of question and answer: expected both, or role and content")
-    if "messages" in fields and has_pair and any(name in fields for name in TURN_FIELDS):
-        raise UsageError("fields names question and answer of a turn and its role or content too: use only one")
-    if wrong := [role for role in roles.values() if role not in ("user", "assistant", "system")]:
-        raise UsageError(f"roles names {str(wrong[0])[:60]!r}: expected user, assistant or system")
+    if has_pair and any(name in fields for name in TURN_FIELDS):
+        raise UsageError("fields names question and answer and also role or content: expected one of the two pairs")
+    if has_turns and ("question" in fields) != ("answer" in fields):
+        raise UsageError("fields names turns and one of question and answer: expected both, or role and content")
 
 
 def _is_pair(record: Record, fields: Mapping[str, str]) -> bool:
@@ -85,7 +90,7 @@ def _pairs(record: Record, fields: Mapping[str, str]) -> Iterator[Dialogue]:
 
 
 def _turns(record: Record, fields: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Dialogue]:
-    turns = read_list(get_path(record, fields["messages"]))
+    turns = _find_list(record, fields)
     system = get_path(record, fields["system"]) if "system" in fields else None
     messages = alternate(system=system)
     messages += alternate(*read_history(get_path(record, fields["history"]))) if "history" in fields else []
@@ -108,4 +113,4 @@ def _read_turn(turn: Any, fields: Mapping[str, str], names: Mapping[str, str]) -
     if isinstance(content, list):
         refuse_media(content)
     name = read_role(role if isinstance(role, str) else str(role), names)
-    return Message(name, read_text(content), name != "assistant" or is_trained(turn))
+    return Message(name, read_text(content), name in ("user", "system") or is_trained(turn))

@@ -44,7 +44,7 @@ def _read_turn(turn: Record, name: str, content: Any) -> Message:
     text = read_text(content)
     if turn.get("tool_calls") or turn.get("function_call"):
         text = join_texts(text, tools.read_calls(turn))
-    return Message(name, text, name != "assistant" or is_trained(turn))
+    return Message(name, text, name in ("user", "system") or is_trained(turn))
 
 
 def is_trained(turn: Record) -> bool:

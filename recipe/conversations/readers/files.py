@@ -12,8 +12,8 @@ from recipe.core.text import printable
 def records(path: Path, source: str) -> Iterator[Record | Rejected]:
     """Every record of a file, or of a folder that `datasets` saved, one at a time.
 
-    `source` names the source in a `Rejected`. Raises RecipeError: the path is missing, is not a file or folder, has a
-    name that is not UTF-8, or holds nothing that can be read.
+    `source` names the source in a `Rejected`. Raises RecipeError: the path is missing, is not a file or folder, or
+    holds nothing that can be read.
     """
     check_path(path)
     if tables.is_table(path):
@@ -24,12 +24,8 @@ def records(path: Path, source: str) -> Iterator[Record | Rejected]:
 
 
 def check_path(path: Path) -> None:
-    """Raises RecipeError for a path that must not be opened or cannot be written down."""
+    """Raises RecipeError for a path that must not be opened."""
     shown = printable(str(path))
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise RecipeError(f"the path {shown} is not UTF-8: rename the file or folder") from None
     try:
         exists, is_regular = path.exists(), path.is_file() or path.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or with a NUL

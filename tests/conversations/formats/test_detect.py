@@ -94,9 +94,8 @@ def test_an_answer_marked_as_untrained_is_context(tmp_path: Path, mark: dict, ke
     turns = [("user", "q"), ("assistant", "bad"), ("user", "r"), ("assistant", "good")]
     turns = [{role: name, text: content} for name, content in turns]
     marked = [turns[0] | mark, turns[1] | mark, *turns[2:]]
-    found, rejected = read_json(tmp_path / "a.json", [{key: marked}, {key: marked[:2]}])
+    (found,) = read_json(tmp_path / "a.json", [{key: marked}])
     assert [message.trained for message in found.messages] == [True, False, True, True]
-    assert rejected.reason is Drop.MARKED_BAD
 
 
 def test_xtuner_marks_an_answer_as_context(tmp_path: Path) -> None:
