@@ -15,8 +15,10 @@ class Decompressed(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = _open_zstd(path) if _magic(path).startswith(_ZSTD) else gzip.open(path)  # noqa: SIM115  # closed with this
-        self._read = getattr(self._file, "read1", self._file.read)
+        is_zstd = _magic(path).startswith(_ZSTD)
+        self._file = _open_zstd(path) if is_zstd else gzip.open(path)  # noqa: SIM115  # closed with this
+        self._read = self._file.read if is_zstd else self._file.read1
+        self._most = 4096 if is_zstd else 1 << 20  # pyarrow loses what it had read where it meets damage
         self.damage = ""
 
     def readable(self) -> bool:
@@ -24,7 +26,7 @@ class Decompressed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._read(len(buffer))
+            data = self._read(min(len(buffer), self._most))
         except (EOFError, OSError, ValueError, zlib.error) as error:
             self.damage = str(error)
             return 0
