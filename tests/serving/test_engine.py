@@ -121,7 +121,7 @@ def test_scores_equal_the_likelihood_module(engine):
         "labels": torch.tensor([[-100, *ids[1:]]]),
         "position_ids": torch.arange(len(ids))[None],
         "lengths": [len(ids)],
-        "shared": 0,
+        "prefix": 0,
     }
     with torch.no_grad():
         nll, count = trained_nll(engine.model, batch)
