@@ -24,7 +24,7 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder, check_ours, digest
+from recipe.core.files import MANIFEST, atomic_folder, check_folder, digest
 from recipe.core.manifest import completed, hash_inputs, read_manifest, write_manifest
 from recipe.core.text import printable, progress, say, show
 from recipe.core.versions import code_sha256
@@ -47,7 +47,7 @@ def run(config: Config) -> dict[str, Any]:
     if manifest := completed(folder, STAGE, settings, inputs):
         say(f"{folder} is already prepared (manifest verified)")
         return manifest
-    check_ours(folder)
+    check_folder(folder, STAGE)
     started = time.monotonic()
     for source in plan.sources:
         detect.check(source.path, source.layout)

@@ -51,7 +51,7 @@ def quoted(who: str, text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=False)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest", fields=())
     add_run(parser)
     args = parser.parse_args(argv)
     _, found = load_run(args)

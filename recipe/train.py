@@ -16,6 +16,7 @@ from recipe.core.run import Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
+from recipe.planning.hardware import MARGIN_MIB, MIB
 from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def check_device(config: Config, device: "torch.device") -> None:
     import torch
 
     if device.type != "cuda":
-        if reason := sizing.why_not_cpu(config, sizing.known_shape(config)):
+        if reason := sizing.explain_no_cpu(config, sizing.known_shape(config)):
             raise UnfitError(reason)
         return
     major, minor = torch.cuda.get_device_capability(device)
@@ -155,10 +156,8 @@ def recomputed_layers(config: Config, device: "torch.device") -> int:
 
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory()
-    shape, _ = sizing.read_shape(config, None)
-    sizing.check_targets(config, shape)
-    step = sizing.step_of(config, half=cuda)
-    count = sizing.recomputed_layers(config, shape, step, free - sizing.MARGIN_MIB * sizing.MIB)
+    plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda)
+    count, shape = plan.recomputed, plan.shape
     if count:
         layers = shape.num_hidden_layers
         say(f"activation checkpointing in {count} of {layers} layers: {free / 2**30:.1f} GB are free on {device}")
@@ -210,7 +209,7 @@ def save_adapter(model: "PeftModel", folder: Path) -> None:
     """Save the adapter, and check it on the disk before it takes its place."""
     from recipe.model.adapter import check_adapter, write_adapter
 
-    with atomic_folder(folder, ours=True) as partial:
+    with atomic_folder(folder, replace_any=True) as partial:
         write_adapter(model, partial)
         check_adapter(partial)
 

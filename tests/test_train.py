@@ -29,7 +29,7 @@ from recipe.model.adapter import ADAPTER_FILE, add_adapter
 from recipe.model.load import load_base, load_tokenizer
 from recipe.model.prepare import prepare_for_training
 from recipe.pascal.int8 import Int8Linear
-from recipe.planning import memory, sizing
+from recipe.planning import hardware, memory, sizing
 from recipe.training import dataset, state
 from recipe.training import trainer as training
 from recipe.training.callbacks import Progress
@@ -231,17 +231,17 @@ def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
 
 def test_auto_recomputes_no_more_layers_than_free_memory_asks_for(tiny_run, monkeypatch, capsys):
     shape, _ = sizing.read_shape(tiny_run, None)
-    step = sizing.step_of(tiny_run, half=False)
-    peaks = [memory.estimate(shape, step, count).peak for count in range(3)]
+    step = sizing.build_step(tiny_run, cuda=False)
+    peaks = [memory.estimate_memory(shape, step, count).peak for count in range(3)]
     assert peaks[1] < peaks[0]
     for free, expected in ((peaks[0], 0), (peaks[0] - 1, 1), (peaks[1], 1), (0, 2)):
-        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + sizing.MARGIN_MIB * sizing.MIB)
+        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + hardware.MARGIN_MIB * hardware.MIB)
         assert train.recomputed_layers(tiny_run, torch.device("cpu")) == expected
         assert (f"activation checkpointing in {expected} of 2 layers" in capsys.readouterr().err) == bool(expected)
 
 
 def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anything_is_loaded(tiny_run):
-    with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected room .* corpus\.max_length = 256"):
+    with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected at least corpus\.max_length = 256"):
         train.run(changed(tiny_run, micro_batch_tokens=255))
     with pytest.raises(
         UsageError, match=r"train\.epochs is 0\.0 and train\.gradient_accumulation_steps 2, expected both above 0"
@@ -252,8 +252,8 @@ def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anyt
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("vicuna-7b-p100", "vicuna-7b-p100 trains on 6.5 billion weights and there is only a cpu"),
-        ("vicuna-13b-p100", "vicuna-13b-p100 trains on 12.7 billion weights and there is only a cpu"),
+        ("vicuna-7b-p100", "vicuna-7b-p100 trains on 6.5 billion weights and this machine has only a CPU"),
+        ("vicuna-13b-p100", "vicuna-13b-p100 trains on 12.7 billion weights and this machine has only a CPU"),
     ],
 )
 def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, said, monkeypatch, capsys):
@@ -266,7 +266,7 @@ def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, s
 
 def test_nf4_is_refused_on_a_cpu_at_any_size(tiny_run):
     config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, precision="nf4"))
-    with pytest.raises(UnfitError, match=r"nf4 on a cpu, expected a CUDA card: .*; set base\.precision = int8"):
+    with pytest.raises(UnfitError, match=r"nf4 on a CPU, expected a CUDA GPU: .*; set base\.precision = int8"):
         train.run(config)
 
 
@@ -283,7 +283,7 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
 def test_fp16_accumulation_needs_a_gpu_and_int8(tiny_run):
     asked = changed(tiny_run, matmul_accumulation="fp16")
     with pytest.raises(
-        UnfitError, match=r"train\.matmul_accumulation is fp16 on a cpu, expected a CUDA card: .*= fp32$"
+        UnfitError, match=r"train\.matmul_accumulation is fp16 on a CPU, expected a CUDA GPU: .*= fp32$"
     ):
         train.run(asked)
     for precision in ("nf4", "fp16"):
@@ -343,7 +343,7 @@ def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
     with open(corpus / "train.jsonl", "a", encoding="utf-8") as file:
         file.write("{}\n")
     config = dataclasses.replace(tiny_run, corpus=dataclasses.replace(tiny_run.corpus, path=str(corpus)))
-    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; make .* again"):
+    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; re-create"):
         train.run(config)
 
 
@@ -404,6 +404,6 @@ def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys
     with monkeypatch.context() as patch:
         patch.setattr(training, "write_state", full)
         assert entry(lambda: train.run(tiny_run) and 0) == 1
-    assert "error: no space is left on the disk at checkpoint" in capsys.readouterr().err
+    assert "error: no space is left on the disk: checkpoint" in capsys.readouterr().err
     train.run(tiny_run)
     assert verify(latest(tiny_run)) == []

@@ -18,6 +18,12 @@ from recipe.core.files import MANIFEST, atomic_file
 LATEST = "latest"
 
 
+def quantized_folder(base: Path, precision: str) -> Path:
+    """The quantized copy of converted weights, beside them: weights/llama-7b-int8."""
+    base = Path(base)
+    return base.with_name(f"{base.name}-{precision}")
+
+
 @dataclass(frozen=True)
 class Run:
     """The folder of one run, whether or not it exists yet."""

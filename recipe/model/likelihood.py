@@ -1,5 +1,6 @@
 """Negative log-likelihood of packs, without storing the logits."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from recipe.core.errors import RecipeError
-from recipe.pascal.loss import chunked_nll
+from recipe.pascal.loss import chunked_nll, token_nll
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -34,6 +35,18 @@ def trained_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tenso
     """
     llama = causal_lm(model)
     device = llama.lm_head.weight.device
+    with autocast(device):
+        hidden, targets = trained_positions(model, batch)
+        return chunked_nll(hidden, llama.lm_head.weight, targets), len(targets)
+
+
+def trained_positions(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(hidden states [n, hidden] that predict a trained token, those tokens [n] int64) of a pack.
+
+    Raises RecipeError if no token is trained.
+    """
+    llama = causal_lm(model)
+    device = llama.lm_head.weight.device
     targets = batch["labels"][0, 1:].to(device)
     keep = (targets != IGNORED).nonzero().squeeze(1)
     if not len(keep):
@@ -41,17 +54,29 @@ def trained_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tenso
             "a pack without a trained token, expected at least one: the corpus has a sample without an assistant "
             "turn; prepare it again"
         )
-    with autocast(device):
-        hidden = llama.model(
-            input_ids=batch["input_ids"].to(device),
-            position_ids=batch["position_ids"].to(device),
-            # not read; with this shape transformers does not build an S x S mask
-            attention_mask=torch.empty(1, 1, 1, 1, device=device),
-            use_cache=False,
-            lengths=batch["lengths"],
-            prefix=batch["prefix"],
-        ).last_hidden_state
-        return chunked_nll(hidden[0, keep], llama.lm_head.weight, targets[keep]), len(keep)
+    hidden = llama.model(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        # not read; with this shape transformers does not build an S x S mask
+        attention_mask=torch.empty(1, 1, 1, 1, device=device),
+        use_cache=False,
+        lengths=batch["lengths"],
+        prefix=batch["prefix"],
+    ).last_hidden_state
+    return hidden[0, keep], targets[keep]
+
+
+def pack_token_nll(model: nn.Module, batch: Mapping[str, Any]) -> list[list[float]]:
+    """Negative log-likelihood in nats of every trained token of a pack, a list for each of its conversations."""
+    lengths, prefix = batch["lengths"], batch["prefix"]
+    ends = list(itertools.accumulate(lengths[:1] + [length - prefix for length in lengths[1:]]))
+    trained = (batch["labels"][0] != IGNORED).tolist()
+    counts = [sum(trained[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    weight = causal_lm(model).lm_head.weight
+    with torch.no_grad(), autocast(weight.device):
+        hidden, targets = trained_positions(model, batch)
+        nll = token_nll(hidden, weight, targets)
+    return [part.tolist() for part in nll.cpu().split(counts)]
 
 
 def validation_nll(model: nn.Module, packs: Iterable[Mapping[str, Any]]) -> tuple[float, int]:

@@ -44,7 +44,7 @@ def verify_base(path: Path, precision: str) -> Path | None:
     from are neither read nor hashed.
     """
     copy = quantized.find(path, precision)
-    check_intact(path, but=".safetensors" if copy else "")
+    check_intact(path, skip_suffix=".safetensors" if copy else "")
     return copy
 
 

@@ -56,3 +56,16 @@ def chunked_nll(
             "lm_head's weight requires a gradient, expected a frozen one: chunked_nll computes none for it"
         )
     return _ChunkedNll.apply(hidden, weight, targets, chunk)
+
+
+@torch.no_grad()
+def token_nll(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = LOGIT_ROWS
+) -> torch.Tensor:
+    """Negative log-likelihood in nats of each of `targets`, [n] fp32, without gradients; see `chunked_nll`."""
+    out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        logits = (hidden[rows].to(weight.dtype) @ weight.t()).float()
+        out[rows] = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none")
+    return out

@@ -90,7 +90,8 @@ class LoraTrainer(Trainer):
         metrics = {"eval_loss": nll / count}
         self.log(dict(metrics))
         # it resets `should_evaluate`: without it Trainer validates the last step of the run twice
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        state, control = self.state, self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics)
         return metrics
 
     def final_loss(self) -> float:
@@ -124,7 +125,7 @@ class LoraTrainer(Trainer):
         """Write a whole checkpoint with its manifest, then remove older ones."""
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        with atomic_folder(folder, ours=True) as partial:
+        with atomic_folder(folder, replace_any=True) as partial:
             write_adapter(self.model, partial)
             check_adapter(partial, trained=False)
             self.state.save_to_json(str(partial / "trainer_state.json"))

@@ -13,7 +13,7 @@ from recipe.core.config import Lora
 from recipe.core.errors import RecipeError
 from recipe.model.adapter import ADAPTER_FILE, add_adapter, check_adapter
 from recipe.model.generate import generate
-from recipe.model.likelihood import trained_nll, validation_nll
+from recipe.model.likelihood import pack_token_nll, trained_nll, validation_nll
 from recipe.model.load import load_base, load_tokenizer
 from recipe.model.prepare import prepare_for_training
 from recipe.pascal.int8 import Int8Linear
@@ -101,6 +101,13 @@ def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, rows, packe
     nll, count = trained_nll(load_base(tiny_base, "fp32", CPU), packed)
     torch.testing.assert_close(nll, sum((nll_of(reference, row) for row in rows), torch.zeros(())))
     assert count == sum(label != -100 for row in rows for label in row["labels"]) < sum(packed["lengths"])
+
+
+def test_each_conversation_has_its_own_token_losses(tiny_base, rows, packed, reference):
+    found = pack_token_nll(load_base(tiny_base, "fp32", CPU), packed)
+    for one, row in zip(found, rows, strict=True):
+        assert len(one) == sum(label != -100 for label in row["labels"])
+        assert sum(one) == pytest.approx(nll_of(reference, row).item(), rel=1e-4)
 
 
 def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, rows, packed, reference):

@@ -18,42 +18,16 @@ from recipe.model.prepare import prepare_for_training
 from recipe.planning import memory
 from recipe.training.dataset import PackedDataset, encode_file
 from recipe.training.trainer import LoraTrainer, build_trainer, training_arguments
+from tests.training import adamw8bit
 
 CPU = torch.device("cpu")
-BLOCK = 256  # of bitsandbytes' blockwise moments
-
-
-def optimizer_update_8bit_blockwise(
-    name, g, p, state1, state2, beta1, beta2, beta3, alpha, eps, step, lr, qmap1, qmap2, absmax1, absmax2,
-    weight_decay=0.0, gnorm_scale=1.0, skip_zeros=False,
-):  # fmt: skip
-    """What the CUDA kernel does: AdamW on moments that are 8-bit codes with a scale per block of 256."""
-    assert name == "adam"
-    first = decode(state1, qmap1, absmax1).mul_(beta1).add_(g, alpha=1 - beta1)
-    second = decode(state2, qmap2, absmax2).mul_(beta2).add_(g * g, alpha=1 - beta2)
-    p.mul_(1 - lr * weight_decay)
-    p.addcdiv_(first, (second / (1 - beta2**step)).sqrt_().add_(eps), value=-lr / (1 - beta1**step))
-    encode(first, state1, qmap1, absmax1)
-    encode(second, state2, qmap2, absmax2)
-
-
-def decode(codes, qmap, absmax):
-    return qmap[codes.long()] * absmax.repeat_interleave(BLOCK)[: codes.numel()].view_as(codes)
-
-
-def encode(values, codes, qmap, absmax):
-    blocks = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % BLOCK)).view(-1, BLOCK)
-    absmax.copy_(blocks.abs().amax(dim=1))
-    scaled = (blocks / absmax[:, None].clamp_min(1e-30)).flatten()[: values.numel()]
-    middles = (qmap[1:] + qmap[:-1]) / 2  # qmap ascends: the nearest entry is told by the middles below
-    codes.copy_(torch.bucketize(scaled, middles).view_as(codes))
 
 
 @pytest.fixture
 def kernel(monkeypatch):
     from bitsandbytes import functional
 
-    monkeypatch.setattr(functional, "optimizer_update_8bit_blockwise", optimizer_update_8bit_blockwise)
+    monkeypatch.setattr(functional, "optimizer_update_8bit_blockwise", adamw8bit.optimizer_update_8bit_blockwise)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *args: None)  # what it ends a step with
 
 
@@ -134,3 +108,19 @@ def test_a_second_gpu_is_not_used_and_reported(tiny_run, tmp_path, monkeypatch, 
 def test_no_time_or_host_name_in_the_arguments(tiny_run, tmp_path):
     arguments = training_arguments(tiny_run.train, tmp_path, cuda=False)
     assert socket.gethostname() not in arguments.to_json_string()
+
+
+def test_the_reference_quantizes_as_bitsandbytes_does_on_a_cpu():
+    """Its CPU library has the quantization, not the optimizer."""
+    from bitsandbytes import functional
+
+    qmap = functional.create_dynamic_map(signed=True)
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 1e-3
+    codes, absmax = torch.zeros(5000, dtype=torch.uint8), torch.zeros(20)
+    adamw8bit.encode(values, codes, qmap, absmax)
+    expected, state = functional.quantize_blockwise(values, code=qmap.clone(), blocksize=adamw8bit.BLOCK)
+    assert torch.equal(absmax, state.absmax)
+    assert (codes != expected).float().mean() < 1e-3
+    restored = functional.dequantize_blockwise(expected, state)
+    # its CPU code sets the first entry of the map to -1
+    torch.testing.assert_close(adamw8bit.decode(expected, state.code, absmax), restored)

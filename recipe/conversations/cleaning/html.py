@@ -3,8 +3,10 @@
 Turns are untrusted: every expression here takes linear time.
 """
 
+import functools
 import html
 import re
+from typing import Any
 
 from recipe.conversations.cleaning.accounting import Change
 
@@ -33,11 +35,11 @@ _LEAF = re.compile(r"(<(?:div|p|span)\s([^<>]*+)>)([^<]++)(?=</)")
 MOST_MARKUP = 1 << 20  # characters, 2 s: the converter's time grows with the square of a paragraph
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-# What the converter would escape in prose: backslashes anywhere, and what looks like Markdown at the start of a line.
-_ESCAPED = re.compile(r"\\|(?:(?<=>)|(?<=\n)|\A)[ \t]*+(?:[-+*#=]++(?=\s|<|\Z)|&gt;|\d++[.)](?=\s|<|\Z))")
-# Such characters pass through it as private ones, which no text has.
-_HIDDEN = {character: chr(0xF8F00 + number) for number, character in enumerate("\\-+*#=>.) \n")}
-_HIDE, _REVEAL = str.maketrans(_HIDDEN), str.maketrans({hidden: shown for shown, hidden in _HIDDEN.items()})
+# The converter escapes what looks like Markdown at the start of a line of prose, and every backslash. Such characters
+# pass through it as noncharacters of Unicode, which no text has.
+_ESCAPED = re.compile(r"([>\n][ \t]*+)([-+*#=]++(?=[\s<]|\Z)|&gt;|\d++[.)](?=[\s<]|\Z))")
+_HIDDEN = {character: chr(0xFDD0 + number) for number, character in enumerate("\\-+*#=>.) \n")}
+_HIDE = str.maketrans(_HIDDEN)
 
 # The copy button, in the first line of a code block or on a line of its own; the prompt box's counter.
 _COPY_IN_FENCE = re.compile(r"^(`{3,})[ \t]*+([\w+#.-]*?)[ \t]*+Copy code[ \t]*+\n?", re.M)
@@ -99,13 +101,23 @@ def to_markdown(markup: str) -> str:
 
     The text is kept as it is where nothing comes out, as of a bomb of nested elements.
     """
-    from html_to_markdown import ConversionOptions, convert
+    from html_to_markdown import convert
 
     parts = _split_between(markup, "<pre", "</pre>")
     parts[0::2] = map(_plain_text, parts[0::2])
     parts[1::2] = map(_plain_code, parts[1::2])
-    options = ConversionOptions(extract_metadata=False, exclude_selectors=["button", ".katex-drawn"])
-    return (convert("".join(parts), options).content or "").strip("\n").translate(_REVEAL) or markup
+    markdown = (convert("".join(parts), _options()).content or "").strip("\n")
+    if not markdown.isascii():
+        for character, hidden in _HIDDEN.items():
+            markdown = markdown.replace(hidden, character)
+    return markdown or markup
+
+
+@functools.cache
+def _options() -> Any:
+    from html_to_markdown import ConversionOptions
+
+    return ConversionOptions(extract_metadata=False, exclude_selectors=["button", ".katex-drawn"])
 
 
 def _split_between(text: str, start: str, end: str) -> list[str]:
@@ -140,13 +152,21 @@ def _plain_text(markup: str) -> str:
 
 def _plain_prose(markup: str) -> str:
     parts = _split_between(_DRAWN_FORMULA.sub(r"\1drawn", markup), '<span class="katex-mathml">', "</math>")
-    parts[0::2] = (_ESCAPED.sub(_hide, _LEAF.sub(_keep_lines, _SCRIPT.sub(_script, part))) for part in parts[0::2])
+    parts[0::2] = map(_keep_prose, parts[0::2])
     parts[1::2] = map(_tex, parts[1::2])
     return _TAG_NAME.sub(_escape_unknown, "".join(parts))
 
 
+def _keep_prose(markup: str) -> str:
+    if "<su" in markup:
+        markup = _SCRIPT.sub(_script, markup)
+    if "whitespace-pre-wrap" in markup:
+        markup = _LEAF.sub(_keep_lines, markup)
+    return _ESCAPED.sub(_hide, f"\n{markup}")[1:].replace("\\", _HIDDEN["\\"])
+
+
 def _hide(found: re.Match[str]) -> str:
-    return found[0].replace("&gt;", ">").translate(_HIDE)
+    return found[1] + found[2].replace("&gt;", ">").translate(_HIDE)
 
 
 def _script(found: re.Match[str]) -> str:
