@@ -182,6 +182,11 @@ class Evaluate:
         ("Who are you?", "Explain what a GPU does in two sentences."), "answered by the base and the tuned model"
     )
     max_new_tokens: int = opt(96, "maximum answer length in tokens", low=1, high=100_000)
+    instructions: bool = opt(False, "also ask 60 prompts whose answers are judged by rules")
+    texts: tuple[str, ...] = opt((), "text files for which bits per byte are computed", hashed=False)
+    choices: tuple[str, ...] = opt(
+        (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
+    )
 
 
 @dataclass(frozen=True)
