@@ -72,16 +72,16 @@ def write_pages(run: Run, against: Run | None) -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest")
     add_run(parser)
-    parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="another run, drawn over this one"
-    )
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another run, drawn over this one")
     args = parser.parse_args(argv)
     _, opened = load_run(args)
     against = Run.open(args.against) if args.against else None
     if args.dry_run:
         show({"page": str(opened.folder / "report.html")}, f"would write {opened.folder}/report.html", args.json)
         return 0
+    opened.check_recorded(opened.eval_json.name)
     file = write_pages(opened, against)
+    opened.record("report.html", "report.md")
     if not opened.eval_json.is_file():
         show({"run": str(opened.folder), "page": str(file)}, f"not evaluated yet; report: {file}", args.json)
         return 0
