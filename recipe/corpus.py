@@ -86,10 +86,13 @@ def identify(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
     files = {f"source {number}: {Path(source).name}": Path(source) for number, source in enumerate(corpus.sources)}
     files |= {f"prompts {number}": Path(source) for number, source in enumerate(corpus.decontaminate)}
     files |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
-    settings = configs.hashed(corpus) | {"decontaminate": len(corpus.decontaminate)}  # by content, not by place
     if own_template := templates.file(corpus.template):
         files["template"] = own_template
-        settings["template"] = own_template.name
+    # Files by content, not by path.
+    settings = configs.hashed(corpus) | {
+        "decontaminate": len(corpus.decontaminate),
+        "template": Path(corpus.template).name,
+    }
     return settings, hash_inputs(files)
 
 
@@ -139,7 +142,7 @@ def prepare(config: Config, work: Path, tokenizer: Any) -> int:
 
 def write_reports(folder: Path, results: dict[str, Any], config: Config, tokenizer: Any) -> None:
     """report.md, and report.html with samples."""
-    settings = configs.hashed(config.corpus)
+    settings = configs.hashed(config.corpus) | {"template": Path(config.corpus.template).name}
     (folder / "report.md").write_text(markdown(results, settings), encoding="utf-8")
     shown = {
         title: [(sample["id"], sample["source"], visible(tokenizer, rendered(config, sample))) for sample in samples]

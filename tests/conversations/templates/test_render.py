@@ -160,9 +160,7 @@ def test_an_unknown_template_names_the_known_ones() -> None:
 
 
 def test_a_base_without_the_special_tokens_is_refused(llama_tokenizer) -> None:
-    with pytest.raises(
-        RecipeError, match=r"no special token <\|im_end\|>.*fit this base: vicuna_v1\.1, .*zephyr"
-    ):
+    with pytest.raises(RecipeError, match=r"no special token <\|im_end\|>.*fit this base: vicuna_v1\.1, .*zephyr"):
         check_template(llama_tokenizer, "chatml")
     check_template(llama_tokenizer, "zephyr")
 
