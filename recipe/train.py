@@ -1,137 +1,187 @@
 """Train a LoRA adapter on a frozen base: one TOML file in, runs/<name>/<id>/ out. The same command resumes."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.conversations.packing import fill
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
-from recipe.core.errors import UnfitError
-from recipe.core.files import atomic_folder, digest
+from recipe.core.errors import UnfitError, UsageError
+from recipe.core.files import atomic_folder, digest, lock_file
 from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
-from recipe.core.run import Run
+from recipe.core.run import RECORDED, Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
+from recipe.planning.hardware import MARGIN_MIB, MIB
+from recipe.training.launch import clear_launcher_variables
+from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+
+    from recipe.training.dataset import PackedDataset
 
 STAGE = "train"
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, or go on with, or find done, the run that `config` describes; the manifest of its folder.
+    """Train, or resume, or find finished, the run that `config` describes; returns its manifest.
 
-    The run's id is the digest of everything that can change the result (settings, base, corpus), so the same command
+    The run's id is the digest of everything that can change the result (settings, base, corpus). So the same command
     finds its own checkpoints, and another config never resumes from them.
     """
-    from transformers import logging
+    clear_launcher_variables()
+    with StopRequest(config.train.max_minutes) as stop:
+        import torch  # noqa: F401 - takes seconds, and may swallow a Ctrl-C
+        from transformers import logging
 
-    from recipe.model import accumulation
-    from recipe.model.adapter import add_adapter
-    from recipe.model.load import default_device, load_base, load_tokenizer
-    from recipe.training import dataset
-    from recipe.training.callbacks import Interruption
-    from recipe.training.resume import check_packs, newest_checkpoint
-    from recipe.training.trainer import build_trainer
+        from recipe.model.load import default_device
 
-    sizing.check_numbers(config)
-    where = default_device()
-    check_device(config, where)
-    logging.set_verbosity_error()
-    (inputs, copy), settings = inputs_of(config), settings_of(config)
-    run_folder = run_of(config, settings, inputs)
-    folder = run_folder.folder
-    if manifest := completed(folder, STAGE, settings, inputs):
-        run_folder.point_latest()
-        say(f"{folder} is trained already: its manifest holds")
-        return manifest
-    say_if_another_is_unfinished(run_folder, config)
-    run_folder.begin(config)
-
-    base, corpus = Path(config.base.path), Path(config.corpus.path)
-    tokenizer = load_tokenizer(base)
-    rows = dataset.encode_file(corpus / "train.jsonl", tokenizer, config.corpus.template)
-    val_rows = dataset.encode_file(corpus / "val.jsonl", tokenizer, config.corpus.template)
-
-    checkpoint = newest_checkpoint(run_folder.checkpoints)
-    if checkpoint:
-        check_packs(checkpoint, dataset.packs_of(rows, config.train, dataset.shared_start(rows)))
-    recomputed = recomputed_layers(config, where)
-    say(f"load {base} as {config.base.precision} on {where}")
-    tuned = add_adapter(load_base(base, config.base.precision, where, copy), config.lora, config.train.seed)
-    loop = build_trainer(tuned, config.train, folder, rows, val_rows, where.type == "cuda", recomputed)
-    if config.train.accumulate == "fp16":
-        accumulation.choose(tuned, folder, config.train.micro_batch_tokens, where)
-    if checkpoint:
-        say(f"go on from {checkpoint}")
-    interruption = Interruption()
-    loop.add_callback(interruption)
-    with interruption.listening():
-        loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interruption.asked and loop.state.global_step < loop.state.max_steps:
-        say(f"saved after step {loop.state.global_step} of {loop.state.max_steps}")
-        raise KeyboardInterrupt
-
-    held_out = loop.evaluate()["eval_loss"]
-    save_adapter(tuned, run_folder.adapter)
-    return write_manifest(folder, STAGE, settings, inputs, results_of(loop, rows, held_out), only=("adapter",))
+        stop.raise_if_signaled()
+        sizing.check_numbers(config)
+        device = default_device()
+        check_device(config, device)
+        logging.set_verbosity_error()
+        inputs, copy = read_inputs(config)
+        settings = read_settings(config)
+        opened = build_run(config, settings, inputs)
+        if manifest := completed(opened.folder, STAGE, settings, inputs):
+            opened.point_latest()
+            say(f"{opened.folder} is already trained (manifest verified)")
+            return manifest
+        report_unfinished(opened, config)
+        with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
+            opened.begin(config)
+            results = train(config, opened, copy, device, stop)
+            opened.record(*RECORDED)
+            return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
 
-def check_device(config: Config, where: "torch.device") -> None:
-    """Raises UnfitError for what this device cannot do, before anything is read."""
+def train(config: Config, opened: Run, copy: Path | None, device: "torch.device", stop: StopRequest) -> dict[str, Any]:
+    """Train from the newest checkpoint to the end and save the adapter; the results for the manifest.
+
+    `copy` is the quantized copy of the base, if there is one. Raises KeyboardInterrupt after a stop with a checkpoint.
+    """
     import torch
 
-    if where.type != "cuda":
-        if reason := sizing.why_not_cpu(config, sizing.known_shape(config)):
+    from recipe.training.callbacks import SaveAndStop
+    from recipe.training.resume import check_packs, newest_checkpoint, remove_partial, report_threads
+    from recipe.training.trainer import build_trainer
+
+    data, validation = load_data(config)
+    remove_partial(opened.checkpoints)
+    checkpoint = newest_checkpoint(opened.checkpoints)
+    if checkpoint:
+        check_packs(checkpoint, data.packs)
+        report_threads(checkpoint, torch.get_num_threads())
+    model = load_model(config, opened, copy, device)
+    trainer = build_trainer(model, config.train, opened, data, validation, cuda=device.type == "cuda")
+    trainer.add_callback(SaveAndStop(stop))
+    if checkpoint:
+        say(f"resume from {checkpoint}")
+    stop.raise_if_signaled()
+    stop.saving = True
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop.saving = False
+    if stop.reason and trainer.state.global_step < trainer.state.max_steps:
+        say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
+        raise KeyboardInterrupt
+    results = trainer.results(trainer.final_loss())
+    save_adapter(model, opened.adapter, config)
+    return dataclasses.asdict(results)
+
+
+def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
+    """The packs of the run and those of the validation set."""
+    from recipe.model.load import load_tokenizer
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    corpus, settings = Path(config.corpus.path), config.train
+    tokenizer = load_tokenizer(Path(config.base.path))
+    rows, val_rows = (
+        encode_file(corpus / name, tokenizer, config.corpus.template) for name in ("train.jsonl", "val.jsonl")
+    )
+    budget, per_step = settings.micro_batch_tokens, settings.gradient_accumulation_steps
+    data = PackedDataset(rows, budget, settings.seed, settings.epochs, per_step)
+    return data, PackedDataset(val_rows, budget)
+
+
+def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> "PeftModel":
+    """The base with a fresh adapter, prepared for training."""
+    from recipe.model import accumulation
+    from recipe.model.adapter import add_adapter
+    from recipe.model.load import load_base, save_copy
+    from recipe.model.prepare import prepare_for_training
+    from recipe.pascal.gemm import int8_shapes
+
+    base, precision, settings = Path(config.base.path), config.base.precision, config.train
+    recompute = recomputed_layers(config, device)
+    say(f"load {base} as {precision} on {device}")
+    frozen = load_base(base, precision, device, copy)
+    if copy is None:
+        save_copy(frozen, base, precision)
+    model = add_adapter(frozen, config.lora, settings.seed)
+    choice = None
+    if settings.matmul_accumulation == "fp16":
+        choice = accumulation.choose(opened.matmul, int8_shapes(model), settings.micro_batch_tokens, device)
+    prepare_for_training(model, recompute, choice)
+    return model
+
+
+def check_device(config: Config, device: "torch.device") -> None:
+    """Raises UnfitError if the device cannot do this run, before anything is read."""
+    import torch
+
+    if device.type != "cuda":
+        if reason := sizing.explain_no_cpu(config, sizing.known_shape(config)):
             raise UnfitError(reason)
         return
-    major, minor = torch.cuda.get_device_capability(where)
+    major, minor = torch.cuda.get_device_capability(device)
     architectures = torch.cuda.get_arch_list()
     if not gpu.has_code((major, minor), architectures):
         raise UnfitError(
-            f"found {torch.cuda.get_device_name(where)} of compute capability {major}.{minor}, expected a card that "
+            f"found {torch.cuda.get_device_name(device)} of compute capability {major}.{minor}, expected a GPU that "
             f"torch has code for ({' '.join(architectures)}); use a Tesla P100"
         )
 
 
-def recomputed_layers(config: Config, where: "torch.device") -> int:
-    """train.recompute as a number; auto goes by the memory that is free now, so it is asked before anything is loaded.
+def recomputed_layers(config: Config, device: "torch.device") -> int:
+    """train.recompute as a number of layers; auto depends on free memory, so call this before anything is loaded.
 
-    Raises UsageError on a number that the base does not have.
+    Raises UsageError if the base has fewer layers.
     """
     import torch
 
-    on_card = where.type == "cuda"
-    free = torch.cuda.mem_get_info(where)[0] if on_card else sizing.available_memory()
-    shape, _ = sizing.read_shape(config, None)
-    step = sizing.step_of(config, half=on_card)
-    count = sizing.recomputed_layers(config, shape, step, free - sizing.MARGIN_MIB * sizing.MIB)
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory()
+    plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda)
+    count, shape = plan.recomputed, plan.shape
     if count:
-        say(f"{count} of {shape.num_hidden_layers} layers recompute: {free / 2**30:.1f} GB are free on {where}")
+        layers = shape.num_hidden_layers
+        say(f"activation checkpointing in {count} of {layers} layers: {free / 2**30:.1f} GB are free on {device}")
     return count
 
 
-def inputs_of(config: Config) -> tuple[dict[str, str], Path | None]:
-    """(what the run is made from, by hash; the base's quantised copy); all must still be what their manifests say.
+def read_inputs(config: Config) -> tuple[dict[str, str], Path | None]:
+    """(hashes of base and corpus, the quantized copy of the base if there is one), all verified.
 
-    Where there is a copy, the weights it was made from are neither read nor hashed.
+    With a copy, the weights it was made from are neither read nor hashed.
     """
-    from recipe.model import quantized
+    from recipe.model.load import verify_base
 
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
-    copy = quantized.find(base, config.base.precision)
-    check_intact(base, but=".safetensors" if copy else "")
+    copy = verify_base(base, config.base.precision)
     check_intact(corpus)
     return hash_inputs({"base": base, "corpus": corpus}), copy
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def read_settings(config: Config) -> dict[str, Any]:
     """The part of the config that can change the adapter."""
     return {
         "name": config.name,
@@ -142,63 +192,46 @@ def settings_of(config: Config) -> dict[str, Any]:
     }
 
 
-def run_of(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
+def build_run(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
     """The run whose id is the digest of these settings and inputs."""
     return Run.of(config, digest({"config": settings, "inputs": inputs})[:12])
 
 
-def say_if_another_is_unfinished(run: Run, config: Config) -> None:
-    """A changed config makes another run; nobody should find out after a day that theirs started over."""
-    if not (other := run.unfinished_latest()):
+def report_unfinished(opened: Run, config: Config) -> None:
+    """Say that a changed config starts a new run, if the latest run of this name is another one and unfinished."""
+    if not (other := opened.unfinished_latest()):
         return
-    changed = "; ".join(differences(configs.hashed(other.config()), configs.hashed(config))) or "its base or corpus"
+    try:
+        changed = "; ".join(differences(configs.hashed(other.config()), configs.hashed(config))) or "its base or corpus"
+    except UsageError as error:
+        changed = f"its config, which this version cannot read ({error})"
     say(f"this starts a new run: {other.folder.name} is unfinished and differs in {changed}")
 
 
-def save_adapter(tuned: Any, folder: Path) -> None:
-    """The adapter alone, checked as it lies on the disk before it takes its place."""
-    from recipe.model.adapter import check_adapter
+def save_adapter(model: "PeftModel", folder: Path, config: Config) -> None:
+    """Save the adapter with tokenizer and chat template, and check it on the disk before it takes its place."""
+    from recipe.checkpoints.tokenizer import copy_files
+    from recipe.conversations.templates.export import write_chat_template
+    from recipe.model.adapter import check_adapter, write_adapter
 
-    with atomic_folder(folder, ours=True) as partial:
-        tuned.save_pretrained(str(partial))
-        (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    with atomic_folder(folder, replace_any=True) as partial:
+        write_adapter(model, partial)
+        copy_files(Path(config.base.path), partial)
+        write_chat_template(partial, config.corpus.template)
         check_adapter(partial)
 
 
-def results_of(loop: Any, rows: Any, held_out: float) -> dict[str, Any]:
-    """The numbers of a run that are the same on every replay."""
-    losses = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
-    labels = rows.with_format("numpy")["labels"]
-    sizes = [len(sample) for sample in labels]
-    return {
-        "steps": loop.state.global_step,
-        "packs": len(loop.packs),
-        "shared_tokens": loop.shared,
-        "packs_filled": fill(loop.packs, sizes, loop.budget, loop.shared),
-        "samples": len(rows),
-        "tokens": sum(sizes),
-        "trained_tokens": int(sum((sample[1:] != -100).sum() for sample in labels)),
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-        "held_out_loss": held_out,
-    }
-
-
 def preview(config: Config) -> dict[str, Any]:
-    """What --dry-run says: where the run would lie, from what, and how many steps it would take."""
-    from recipe.model.load import load_tokenizer
-    from recipe.training import dataset
-
+    """The result of --dry-run: the folder of the run, its inputs and its number of steps."""
     sizing.check_numbers(config)
-    (inputs, _), settings, train = inputs_of(config), settings_of(config), config.train
-    tokenizer = load_tokenizer(Path(config.base.path))
-    rows = dataset.encode_file(Path(config.corpus.path) / "train.jsonl", tokenizer, config.corpus.template)
-    packs = dataset.packs_of(rows, train, dataset.shared_start(rows))
+    inputs, _ = read_inputs(config)
+    data, _ = load_data(config)
+    per_step = config.train.gradient_accumulation_steps
     return {
-        "run": str(run_of(config, settings, inputs).folder),
-        "samples": len(rows),
-        "tokens_per_step": train.micro_batch_tokens * train.accumulation,
-        "steps": len(packs) // train.accumulation,
+        "run": str(build_run(config, read_settings(config), inputs).folder),
+        "samples": len(data.lengths),
+        "tokens_per_step": config.train.micro_batch_tokens * per_step,
+        "steps": len(data) // per_step,
         "inputs": inputs,
     }
 
@@ -217,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     latest = Run.latest(config)
     text = (
         f"trained {results['steps']} steps on {results['trained_tokens']:,} assistant tokens; "
-        f"held-out loss {results['held_out_loss']:.4f}; adapter in {latest}/adapter\n"
+        f"validation loss {results['validation_loss']:.4f}; adapter in {latest}/adapter\n"
         f"next: python -m recipe.evaluate --run {latest}"
     )
     show(manifest, text, args.json)

@@ -1,7 +1,9 @@
-"""Fixtures that several rooms share. Everything real and tiny; only hardware is ever mocked."""
+"""Fixtures that several packages share. Everything is real and tiny; only hardware is ever mocked."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Train
+from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Source, Train
+from recipe.core.run import Run
 
-# A shell's background job is born deaf to Ctrl-C, and so would be the programs that the tests interrupt.
+# A background job of a shell ignores SIGINT, and so would the programs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
@@ -105,21 +108,54 @@ def tiny_corpus(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     corpus.run(
         Config(
             base=Base(path=str(tiny_base)),
-            corpus=Corpus(sources=(str(folder / "raw.json"),), path=str(output), val_fraction=0.2, max_length=256),
+            corpus=Corpus(
+                source=(Source(path=str(folder / "raw.json")),), path=str(output), val_fraction=0.2, max_length=256
+            ),
         )
     )
     return output
 
 
-@pytest.fixture
-def tiny_run(tiny_base: Path, tiny_corpus: Path, tmp_path: Path) -> Config:
-    """A config that trains a few steps in a second or two."""
+def tiny_config(tiny_base: Path, tiny_corpus: Path, runs: Path) -> Config:
     return Config(
         name="tiny",
-        runs=str(tmp_path / "runs"),
+        runs=str(runs),
         base=Base(path=str(tiny_base), precision="int8"),
         corpus=Corpus(path=str(tiny_corpus), max_length=256),
         lora=Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
-        train=Train(epochs=2.0, micro_batch_tokens=256, accumulation=2, learning_rate=1e-2, save_steps=2, eval_steps=4),
+        train=Train(
+            epochs=2.0,
+            micro_batch_tokens=256,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            save_steps=2,
+            eval_steps=4,
+        ),
         evaluate=Evaluate(prompts=("Who are you?", "Which colour is the sky?"), max_new_tokens=8),
     )
+
+
+@pytest.fixture
+def tiny_run(tiny_base: Path, tiny_corpus: Path, tmp_path: Path) -> Config:
+    """A config that trains a few steps in a second or two."""
+    return tiny_config(tiny_base, tiny_corpus, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def trained_once(tiny_base: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The config of a finished tiny run that no test may change."""
+    from recipe import train
+
+    config = tiny_config(tiny_base, tiny_corpus, tmp_path_factory.mktemp("trained") / "runs")
+    train.run(config)
+    return config
+
+
+@pytest.fixture
+def trained_run(trained_once: Config, tmp_path: Path) -> tuple[Config, Run]:
+    """A private copy of a finished tiny run: its config and its folder."""
+    shutil.copytree(trained_once.runs, tmp_path / "runs", symlinks=True)
+    config = dataclasses.replace(trained_once, runs=str(tmp_path / "runs"))
+    run = Run(Run.latest(config).resolve())
+    run.begin(config)  # writes the config with the new path
+    return config, run

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recipe import convert
-from recipe.checkpoints import export, safetensors
+from recipe.checkpoints import export, gguf_out, safetensors
 from recipe.core.cli import entry
 from recipe.core.manifest import read_manifest, verify
 
@@ -104,7 +104,7 @@ def test_every_kind_of_source_gives_the_same_model(raw: Path, tmp_path: Path) ->
     wanted = LlamaForCausalLM.from_pretrained(first).state_dict()
     tokenizer = AutoTokenizer.from_pretrained(first)
     export.to_meta(first, tmp_path / "meta")
-    export.to_gguf(first, tmp_path / "m.gguf")
+    gguf_out.write(first, tmp_path / "m.gguf")
     (tmp_path / "folder").mkdir()
     shutil.copy(tmp_path / "m.gguf", tmp_path / "folder")
     for kind, source in (
@@ -228,7 +228,7 @@ def test_incomplete_checkpoints(raw: Path, tmp_path: Path, capsys: pytest.Captur
     without = {name: tensor for name, tensor in state.items() if "layers.1" not in name}
     broken(without, "lacks model.layers.1", "(and 8 more)")
     broken({**state, "extra.bias": torch.zeros(1)}, "extra.bias")
-    broken({**state, "model.norm.weight": torch.zeros(32, dtype=torch.int8)}, "model.norm.weight", "int8", "quantised")
+    broken({**state, "model.norm.weight": torch.zeros(32, dtype=torch.int8)}, "model.norm.weight", "int8", "quantized")
     broken({**state, "model.norm.weight": torch.zeros(3)}, "model.norm.weight", "[3]", "[32]")
     broken({**state, "model.norm.weight": state["model.norm.weight"] * float("nan")}, "model.norm.weight", "not finite")
     broken({**state, "model.norm.weight": torch.full((32,), 1e5).bfloat16()}, "model.norm.weight", "--dtype fp32")

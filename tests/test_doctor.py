@@ -1,4 +1,4 @@
-"""The doctor on mocked cards: only NVML's and torch.cuda's answers are replaced. The machine itself is the real one."""
+"""The doctor on mocked GPUs: only the answers of NVML and torch.cuda are replaced. The machine itself is real."""
 
 import json
 from collections import namedtuple
@@ -13,9 +13,11 @@ from recipe.core import config as configs
 from recipe.core.cli import entry
 from recipe.core.errors import UsageError
 from recipe.core.files import MANIFEST
-from recipe.environment import gpu, locks
+from recipe.environment import checks as machine
+from recipe.environment import locks
+from recipe.environment.checks import Check
 from recipe.pascal import probe
-from recipe.pascal.probe import Probe, Race
+from recipe.pascal.probe import GemmBenchmark, Probe
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -71,19 +73,19 @@ def hardware(monkeypatch) -> Hardware:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: state.capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (state.free, state.total))
     good = Probe(finite=True, error=1e-4, dtype=torch.float16)
-    monkeypatch.setattr(probe, "int8", lambda where, dtype: good)
-    monkeypatch.setattr(probe, "attention", lambda where, dtype: good)
+    monkeypatch.setattr(probe, "int8", lambda device, dtype: good)
+    monkeypatch.setattr(probe, "attention", lambda device, dtype: good)
     return state
 
 
-def checks(config=None) -> dict[str, gpu.Check]:
+def checks(config=None) -> dict[str, Check]:
     return {check.name: check for check in doctor.run(config)}
 
 
 def test_a_p100_is_fit(hardware):
     found = checks()
     assert [check.verdict for check in found.values()] == ["ok"] * len(found)
-    assert found["card"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
+    assert found["gpu"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
     assert found.keys() >= {"python", "glibc", "packages", "torch", "driver", "memory", "int8 probe", "attention probe"}
 
 
@@ -94,9 +96,9 @@ def test_a_p100_is_fit(hardware):
         (b"580.65.06", "ok", "580.65.06"),
         ("450.51.06", "fail", "too old"),
         ("418.226.00", "fail", "too old"),
-        ("590.44.01", "fail", "no code for Pascal"),
-        ("610.1", "fail", "no code for Pascal"),
-        ("unknown", "warn", "no number"),
+        ("590.44.01", "fail", "does not support Pascal"),
+        ("610.1", "fail", "does not support Pascal"),
+        ("unknown", "warn", "is not a number"),
     ],
 )
 def test_the_driver(hardware, version, verdict, said):
@@ -114,13 +116,13 @@ def test_the_driver(hardware, version, verdict, said):
         ("NVIDIA A100", (8, 0), "warn"),
         ("NVIDIA L4", (8, 9), "warn"),
         ("NVIDIA H100", (9, 0), "fail"),
-        ("Some Card of the Future", (12, 1), "fail"),
+        ("A GPU of the Future", (12, 1), "fail"),
         ("GeForce GTX 680", (3, 0), "fail"),
     ],
 )
-def test_another_card(hardware, name, capability, verdict):
+def test_another_gpu(hardware, name, capability, verdict):
     hardware.name, hardware.capability = name, capability
-    check = checks()["card"]
+    check = checks()["gpu"]
     assert check.verdict == verdict and name in check.found
     if verdict == "fail":
         assert "sm_60" in check.found and "P100" in check.hint
@@ -128,7 +130,7 @@ def test_another_card(hardware, name, capability, verdict):
 
 def test_a_name_cannot_command_the_terminal(hardware):
     hardware.name = b"P100\x1b[2J"
-    assert "\x1b" not in checks()["card"].found
+    assert "\x1b" not in checks()["gpu"].found
 
 
 def test_memory_that_others_hold_is_named(hardware):
@@ -144,13 +146,13 @@ def test_memory_that_others_hold_is_named(hardware):
     assert "no process is listed" in checks(config)["memory"].hint
 
 
-def test_a_card_that_is_too_small_for_the_config(hardware):
+def test_a_gpu_too_small_for_the_config(hardware):
     hardware.total = hardware.free = 6_000 * MIB
     check = checks(configs.load(SEVEN))["memory"]
     assert check.verdict == "fail" and "the plan needs 8," in check.found and "make plan" in check.hint
 
 
-def test_our_own_process_is_nobody_else(hardware):
+def test_our_own_process_is_not_listed(hardware):
     import os
 
     hardware.processes = [Process(os.getpid(), MIB)]
@@ -163,27 +165,27 @@ def test_a_driver_that_torch_cannot_use(hardware):
     assert check.verdict == "fail" and "--gpus all" in check.hint
 
 
-def test_nvml_missing_beside_a_card_is_a_warning_and_the_card_is_judged(hardware):
+def test_nvml_missing_beside_a_gpu_is_a_warning(hardware):
     hardware.init_error = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     found = checks(configs.load(SEVEN))
     assert found["driver"].verdict == "warn" and "no NVML" in found["driver"].found
     assert "compute,utility" in found["driver"].hint
-    assert found["card"].verdict == "ok" and found["memory"].verdict == "ok"
+    assert found["gpu"].verdict == "ok" and found["memory"].verdict == "ok"
 
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
 def test_a_driver_that_does_not_run(hardware, code):
     hardware.init_error, hardware.torch_sees = pynvml.NVMLError(code), False
     found = checks(configs.load(SEVEN))
-    assert found["driver"].verdict == found["no card"].verdict == "fail"
+    assert found["driver"].verdict == found["no GPU"].verdict == "fail"
     assert "NVML does not start" in found["driver"].found
 
 
 @pytest.mark.parametrize("visible", ["1", "-1", ""])
-def test_a_card_that_is_not_there_or_hidden(hardware, monkeypatch, visible):
+def test_a_gpu_that_is_absent_or_hidden(hardware, monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     hardware.torch_sees = False
-    assert "CUDA_VISIBLE_DEVICES" in checks()["card"].hint
+    assert "CUDA_VISIBLE_DEVICES" in checks()["gpu"].hint
 
 
 @pytest.mark.parametrize(
@@ -211,21 +213,21 @@ def no_gpu(hardware) -> Hardware:
     return hardware
 
 
-def test_without_a_card_the_small_config_is_fit_and_the_large_one_is_not(no_gpu, tiny_run):
+def test_without_a_gpu_only_small_configs_are_fit(no_gpu, tiny_run):
     found = checks(tiny_run)
-    assert found["no card"].verdict == found["driver"].verdict == "warn"
+    assert found["no GPU"].verdict == found["driver"].verdict == "warn"
     assert found["weights"].verdict == found["corpus"].verdict == "ok"
-    assert "FIT, but look at: driver, no card" in doctor.verdict(list(found.values()))
+    assert "FIT, but look at: driver, no GPU" in doctor.verdict(list(found.values()))
     large = checks(configs.load(SEVEN))
-    assert large["no card"].verdict == "fail" and "judged without one" in large["no card"].found
+    assert large["no GPU"].verdict == "fail" and "needs one" in large["no GPU"].found
 
 
 @pytest.mark.parametrize(
-    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.accumulate": "fp16"}]
+    "change", [{"base.precision": "nf4"}, {"train.optimizer": "adamw8bit"}, {"train.matmul_accumulation": "fp16"}]
 )
-def test_what_bitsandbytes_and_cublas_do_needs_a_card_at_any_size(no_gpu, tiny_run, change):
+def test_nf4_and_8bit_adam_need_a_gpu(no_gpu, tiny_run, change):
     config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
-    assert checks(config)["no card"].verdict == "fail"
+    assert checks(config)["no GPU"].verdict == "fail"
 
 
 @pytest.mark.parametrize("change", [{"lora.target_modules": ["query"]}, {"train.recompute": 3}, {"lora.rank": 0}])
@@ -235,37 +237,37 @@ def test_a_config_that_cannot_be_right_is_not_judged(no_gpu, tiny_run, change):
 
 
 @pytest.mark.parametrize(
-    ("fp16", "verdict", "hint"), [((1.0, 1.0, 3.0), "ok", ""), ((3.0, 3.0, 3.0), "warn", "will keep fp32 sums")]
+    ("fp16", "verdict", "hint"), [((1.0, 1.0, 3.0), "ok", ""), ((3.0, 3.0, 3.0), "warn", "will accumulate in fp32")]
 )
-def test_fp16_sums_are_tried_where_the_config_asks(hardware, monkeypatch, fp16, verdict, hint):
+def test_fp16_accumulation_is_measured_if_configured(hardware, monkeypatch, fp16, verdict, hint):
     asked = []
 
     def answer(where, shapes, tokens):
         asked.append((where.type, sorted(shapes), tokens))
-        return [Race(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
+        return [GemmBenchmark(*shape, 3e-3, ms, 2.0) for shape, ms in zip(sorted(shapes), fp16, strict=True)]
 
-    monkeypatch.setattr(probe, "gemm", answer)
-    assert "fp16 sums" not in checks(configs.load(SEVEN)) and not asked
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
+    assert "fp16 accumulation" not in checks(configs.load(SEVEN)) and not asked
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
     assert asked == [
         ("cuda", [(4096, 4096), (4096, 11008), (11008, 4096)], configs.load(SEVEN).train.micro_batch_tokens)
     ]
     assert check.verdict == verdict and hint in check.hint and bool(check.hint) == bool(hint)
-    assert "4096 to 11008: fp16 sums" in check.found and "error 3.0e-03" in check.found
+    assert "4096 to 11008: fp16 accumulation" in check.found and "error 3.0e-03" in check.found
 
 
-def test_fp16_sums_that_do_not_run(hardware, monkeypatch):
+def test_fp16_accumulation_that_does_not_run(hardware, monkeypatch):
     def answer(where, shapes, tokens):
         raise RuntimeError("cuBLAS gave status 15\nhere")
 
-    monkeypatch.setattr(probe, "gemm", answer)
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
-    assert check.verdict == "warn" and check.found == "do not run: cuBLAS gave status 15"
+    monkeypatch.setattr(probe, "benchmark_gemm", answer)
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
+    assert check.verdict == "warn" and check.found == "does not run: cuBLAS gave status 15"
 
 
-def test_fp16_sums_are_not_asked_of_a_cpu(no_gpu):
-    check = checks(configs.load(SEVEN, {"train.accumulate": "fp16"}))["fp16 sums"]
-    assert check.verdict == "warn" and "not asked" in check.found
+def test_fp16_accumulation_is_not_measured_on_a_cpu(no_gpu):
+    check = checks(configs.load(SEVEN, {"train.matmul_accumulation": "fp16"}))["fp16 accumulation"]
+    assert check.verdict == "warn" and "not measured" in check.found
 
 
 def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
@@ -276,7 +278,7 @@ def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
     assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk, runs", "corpus"}
     assert entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: `make convert` with the same CONFIG makes it" in out
+    assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: run `make convert` with the same CONFIG" in out
     assert entry(lambda: doctor.main(["--config", str(tmp_path / "none.toml")])) == 2
 
 
@@ -286,38 +288,38 @@ def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
     copy = Path(shutil.copytree(tiny_run.corpus.path, tmp_path / "corpus"))
     with open(copy / "train.jsonl", "a") as file:
         file.write("{}\n")
-    check = doctor.artefact("corpus", str(copy), "corpus")
+    check = machine.check_artefact("corpus", str(copy), "corpus")
     assert check.verdict == "fail" and "train.jsonl" in check.found
     (copy / MANIFEST).write_text("[]")
-    assert doctor.artefact("corpus", str(copy), "corpus").verdict == "fail"
-    assert "not there yet" in doctor.artefact("corpus", str(tmp_path / "none"), "corpus").found
+    assert machine.check_artefact("corpus", str(copy), "corpus").verdict == "fail"
+    assert "does not exist yet" in machine.check_artefact("corpus", str(tmp_path / "none"), "corpus").found
 
 
 def test_a_full_disk_and_too_little_memory(no_gpu, tiny_run, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1, 1, 1))
-    monkeypatch.setattr(doctor.sizing, "available_memory", lambda: 1 << 28)
+    monkeypatch.setattr(machine.sizing, "available_memory", lambda: 1 << 28)
     found = checks(tiny_run)
     assert found["disk, runs"].verdict == found["RAM"].verdict == "fail"
 
 
-def test_python_glibc_and_packages_say_what_they_found(monkeypatch, tmp_path):
+def test_python_glibc_and_packages_report_versions(monkeypatch, tmp_path):
     monkeypatch.setattr("platform.python_version", lambda: "3.12.1")
     monkeypatch.setattr("sys.version_info", (3, 12, 1))
-    assert "3.11" in doctor.python().hint
+    assert "3.11" in machine.check_python().hint
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
-    assert doctor.glibc().verdict == "fail" and "2.17" in doctor.glibc().found
+    assert machine.check_glibc().verdict == "fail" and "2.17" in machine.check_glibc().found
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert doctor.glibc().found == "none"
+    assert machine.check_glibc().found == "none"
     (tmp_path / "requirements.lock").write_text(
         "torch==9.9 \\\n    --hash=sha256:0\nnot-there==1.0 \\\n    --hash=sha256:0\n"
     )
     monkeypatch.setattr(locks, "DOCKER", tmp_path)
-    check = doctor.packages()
+    check = machine.check_packages()
     assert check.verdict == "fail" and "instead of 9.9" in check.found and "not-there is missing" in check.found
 
 
 @pytest.mark.parametrize("version", ["12.1", None])
 def test_a_torch_for_another_cuda(monkeypatch, version):
     monkeypatch.setattr(torch.version, "cuda", version)
-    assert doctor.torch_cuda().verdict == "fail" and "CUDA 11" in doctor.torch_cuda().hint
+    assert machine.check_torch().verdict == "fail" and "CUDA 11" in machine.check_torch().hint

@@ -1,31 +1,25 @@
-"""A run is judged: base beside tuned, by transformers' own loss, and nothing before it is finished."""
+"""A run is evaluated: base beside tuned, by transformers' own loss, and only if its files are intact."""
 
 import dataclasses
+import errno
 import json
 import math
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from recipe import evaluate, train
+from recipe import evaluate
 from recipe.core.cli import entry
 from recipe.model.load import load_tokenizer
 from recipe.training import dataset
 
 
-def latest(config) -> Path:
-    return Path(config.runs) / config.name / "latest"
-
-
-@pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, latest(tiny_run)
-
-
-def test_evaluate_compares_base_and_tuned(trained, capsys):
-    config, folder = trained
+def test_evaluate_compares_base_and_tuned(trained_run, capsys):
+    config, run = trained_run
+    folder = run.folder
     assert evaluate.main(["--run", str(folder), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((folder / "eval.json").read_text())
@@ -34,19 +28,20 @@ def test_evaluate_compares_base_and_tuned(trained, capsys):
     assert "identity" not in result
     assert (folder / "samples.md").read_text().count("**tuned**") == 2
     assert evaluate.main(["--run", str(folder)]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert evaluate.main(["--run", str(folder), "--set", 'evaluate.prompts=["Hm?"]']) == 0
-    assert "is there already" not in capsys.readouterr().err
+    assert "exists already" not in capsys.readouterr().err
 
 
-def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
+def test_the_scores_are_those_of_transformers_own_loss(trained_run, tiny_base):
     """Loss, perplexity and bits per byte once more, one conversation at a time, with nothing of ours but the ids."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    config, folder = trained
+    config, run = trained_run
+    folder = run.folder
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, precision="fp32"))
-    result = evaluate.run(config, folder)
+    result = evaluate.run(config, run)
     rows = dataset.encode_file(Path(config.corpus.path) / "val.jsonl", load_tokenizer(tiny_base), "vicuna_v1.1")
     base = AutoModelForCausalLM.from_pretrained(tiny_base, torch_dtype=torch.float32)
     tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
@@ -69,10 +64,54 @@ def test_the_scores_are_those_of_transformers_own_loss(trained, tiny_base):
     assert result["tuned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_evaluating_an_unfinished_run_is_one_sentence(tiny_run, capsys):
-    train.run(tiny_run)
-    (latest(tiny_run) / "manifest.json").unlink()  # what a run that was killed has not left yet
-    assert entry(lambda: evaluate.main(["--run", str(latest(tiny_run))])) == 1
+def test_evaluating_an_unfinished_run_is_one_sentence(trained_run, capsys):
+    config, run = trained_run
+    run.manifest_file.unlink()  # what a run that was killed has not left yet
+    assert entry(lambda: evaluate.main(["--run", str(run.folder)])) == 1
     assert "did not finish" in capsys.readouterr().err
-    assert entry(lambda: evaluate.main(["--run", str(tiny_run.runs)])) == 2
+    assert entry(lambda: evaluate.main(["--run", str(config.runs)])) == 2
     assert "is not a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["corpus", "base", "adapter"])
+def test_altered_inputs_are_refused(trained_run, tmp_path, what, capsys):
+    """Manifests alone are not enough: the files themselves must be what they were."""
+    config, run = trained_run
+    copies = {name: tmp_path / "inputs" / name for name in ("corpus", "base")}
+    for name, path in copies.items():
+        shutil.copytree(getattr(config, name).path, path)
+    file = {
+        "corpus": copies["corpus"] / "val.jsonl",
+        "base": copies["base"] / "model.safetensors",
+        "adapter": run.adapter / "adapter_model.safetensors",
+    }[what]
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    arguments = [f"--set={name}.path={path}" for name, path in copies.items()]
+    assert entry(lambda: evaluate.main(["--run", str(run.folder), *arguments])) == 1
+    message = capsys.readouterr().err
+    assert f"{file.name} was altered" in message and "again" in message
+    assert not run.eval_json.exists() and not list(copies["base"].parent.glob("base-*")), "no copy of altered weights"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(trained_run, monkeypatch, capsys):
+    config, run = trained_run
+    monkeypatch.setattr("recipe.model.open.open_run", lambda *args: pytest.fail("the model was loaded"))
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert entry(lambda: bool(evaluate.run(config, run))) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and str(run.folder) in message
+
+
+def test_a_strange_eval_json_is_evaluated_again(trained_run):
+    config, run = trained_run
+    run.samples.write_text("x")
+    for text in ("", "[]", '{"provenance": 1}'):
+        run.eval_json.write_text(text)
+        assert evaluate.find_earlier(run, {"config": {}, "inputs": {}}) is None
+    assert evaluate.run(config, run)["answers"]

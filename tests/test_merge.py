@@ -9,12 +9,16 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from recipe import merge, train
-from recipe.checkpoints import hf
+from recipe import evaluate, merge
+from recipe.checkpoints import gguf_out, hf, hf_config, merging
+from recipe.checkpoints.adapter import read_deltas
 from recipe.checkpoints.safetensors import open_folder
+from recipe.conversations.messages import Message
+from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
-from recipe.core.manifest import verify, write_manifest
+from recipe.core.manifest import read_manifest, verify, write_manifest
+from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
 from recipe.model.load import read_tensors
 from recipe.model.stream import stream_logits
@@ -23,9 +27,9 @@ IDS = torch.tensor([[1, 20, 31, 42, 53, 64, 75, 86, 97]])
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 def peft_logits(config, folder):
@@ -57,7 +61,7 @@ def test_merged_weights_load_in_plain_transformers_with_the_logits_of_base_plus_
 def test_streamed_logits_are_those_of_peft(trained):
     config, folder = trained
     base = Path(config.base.path)
-    deltas = merge.adapter_deltas(folder / "adapter")
+    deltas = read_deltas(folder / "adapter")
     streamed = stream_logits(LlamaConfig.from_pretrained(base), open_folder(base), IDS[0].tolist(), deltas)
     torch.testing.assert_close(streamed, peft_logits(config, folder)[0], rtol=1e-4, atol=1e-4)
 
@@ -82,7 +86,7 @@ def test_a_second_merge_is_skipped_and_a_changed_adapter_is_refused(trained, cap
     merge.run(config, folder, "hf")
     capsys.readouterr()
     merge.run(config, folder, "hf")
-    assert "is there already" in capsys.readouterr().err
+    assert "is merged already" in capsys.readouterr().err
     with open(folder / "adapter" / ADAPTER_FILE, "r+b") as file:
         file.seek(-4, 2)
         file.write(b"\0\0\0\1")
@@ -103,8 +107,8 @@ def test_another_base_is_refused(trained, tmp_path):
 
 def test_a_merge_whose_logits_differ_leaves_nothing(trained, monkeypatch):
     config, folder = trained
-    real = merge.write_merged
-    monkeypatch.setattr(merge, "write_merged", lambda base, deltas, output: real(base, doubled(deltas), output))
+    real = merging.write_merged
+    monkeypatch.setattr(merging, "write_merged", lambda base, deltas, output: real(base, doubled(deltas), output))
     with pytest.raises(RecipeError, match="the merged logits differ"):
         merge.run(config, folder, "hf")
     assert not (folder / "merged").exists() and not list(folder.glob(".merged*"))
@@ -128,6 +132,90 @@ def test_other_formats_hold_the_merged_weights(trained, to):
     merged, again = dict(read_tensors(folder / "merged")), dict(read_tensors(back))
     assert merged.keys() == again.keys() and all(torch.equal(merged[name], again[name]) for name in merged)
     assert hf.is_folder(back)
+
+
+def test_a_merged_folder_carries_the_template_and_ends_where_the_run_does(trained):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    messages = [Message("user", "Who are you?"), Message("assistant", "A model."), Message("user", "Sure?")]
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    ids = tokenizer.apply_chat_template(plain, add_generation_prompt=True)
+    assert ids == prompt_ids(tokenizer, config.corpus.template, messages)
+    assert GenerationConfig.from_pretrained(folder / "merged").eos_token_id == tokenizer.eos_token_id
+    text = (folder / "merged" / "Modelfile").read_text()
+    assert text.startswith("FROM .\nTEMPLATE") and 'PARAMETER stop """</s>"""' in text
+
+
+def test_an_end_mark_of_the_template_joins_the_tokenizers_own(trained):
+    config, folder = trained
+    added = 300
+    job = merge.Merge.of_run(config, folder)
+    output = folder / "settings"
+    output.mkdir()
+    merge.copy_settings(job, output)
+    hf_config.add_end_tokens(output, [2, added])
+    assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [2, added]
+
+
+def test_the_model_card_names_base_data_and_losses(trained):
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    card = (folder / "merged" / "README.md").read_text()
+    corpus = read_manifest(Path(config.corpus.path))
+    assert all(sha256 in card for sha256 in corpus["inputs"].values())
+    assert "no loss is known" in card and "rank 4, alpha 8" in card and "vicuna" in card and "Not measured" in card
+    evaluate.run(config, Run(folder))
+    shutil.rmtree(folder / "merged")
+    merge.run(config, folder, "hf")
+    card = (folder / "merged" / "README.md").read_text()
+    result = json.loads((folder / "eval.json").read_text())
+    assert f"| {result['base']['loss']:.4f} | {result['tuned']['loss']:.4f} |" in card
+
+
+def test_the_targets_are_what_can_be_written():
+    assert [f"gguf-{kind}" for kind in gguf_out.KINDS if kind != "f16"] == [
+        to for to in merge.TARGETS if to.startswith("gguf-") and to != "gguf-lora"
+    ]
+
+
+def test_the_adapter_carries_the_same_template(trained):
+    from transformers import AutoTokenizer
+
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    one, two = (AutoTokenizer.from_pretrained(folder / name) for name in ("adapter", "merged"))
+    assert one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
+
+
+@pytest.mark.parametrize("to", ["gguf-q8_0", "gguf-lora"])
+def test_gguf_files_carry_the_template(trained, to):
+    import gguf
+
+    config, folder = trained
+    merge.run(config, folder, to)
+    (file,) = (folder / f"merged-{to}").glob("*.gguf")
+    assert file.name == f"tiny-{to.removeprefix('gguf-')}.gguf" and verify(folder / f"merged-{to}") == []
+    text = gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents()
+    merge.run(config, folder, "hf")
+    assert text == json.loads((folder / "merged" / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_an_adapter_of_another_program_is_merged(trained, tmp_path, capsys):
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    stranger = tmp_path / "stranger"
+    shutil.copytree(folder / "adapter", stranger)
+    flags = ["--base", config.base.path, "--adapter", str(stranger), "--output", str(tmp_path / "out")]
+    assert merge.main(flags) == 0 and f"wrote {tmp_path / 'out'}" in capsys.readouterr().out
+    one, two = dict(read_tensors(folder / "merged")), dict(read_tensors(tmp_path / "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert merge.main([*flags, "--to", "gguf"]) == 0
+    assert (tmp_path / "out-gguf" / "out-f16.gguf").is_file()
+    assert entry(lambda: merge.main(flags[:4])) == 2
+    assert "--base, --adapter and --output" in capsys.readouterr().err
 
 
 def test_command_line(trained, capsys):

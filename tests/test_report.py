@@ -1,19 +1,20 @@
 """The page at the end of a run."""
 
 import json
-from pathlib import Path
 
-from recipe import evaluate, merge, report, train
-from recipe.core.cli import entry
+import pytest
+
+from recipe import evaluate, merge, report
+from recipe.core.errors import RecipeError
 
 
-def test_a_page_says_before_after_where_and_what_next(tiny_run, capsys):
-    train.run(tiny_run)
-    folder = Path(tiny_run.runs) / "tiny" / "latest"
-    assert entry(lambda: report.main(["--run", str(folder)])) == 1
-    assert "has not been evaluated" in capsys.readouterr().err
-    evaluation = evaluate.run(tiny_run, folder)
-    merge.run(tiny_run, folder, "hf")
+def test_a_page_says_before_after_where_and_what_next(trained_run, capsys):
+    config, run = trained_run
+    folder = run.folder
+    with pytest.raises(RecipeError, match="has not been evaluated"):
+        report.run(folder)
+    evaluation = evaluate.run(config, run)
+    merge.run(config, folder, "hf")
     assert report.main(["--run", str(folder)]) == 0
     page = capsys.readouterr().out
     assert f"{evaluation['base']['loss']:.3f}" in page and f"{evaluation['tuned']['perplexity']:.3f}" in page

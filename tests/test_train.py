@@ -23,16 +23,19 @@ from recipe.core.cli import INTERRUPTED, entry
 from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.files import sha256
 from recipe.core.manifest import verify
-from recipe.model import accumulation
+from recipe.core.run import Run
+from recipe.model import accumulation, prepare
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
 from recipe.model.load import load_base, load_tokenizer
+from recipe.model.prepare import prepare_for_training
 from recipe.pascal.int8 import Int8Linear
-from recipe.planning import memory, sizing
-from recipe.training import dataset
+from recipe.planning import hardware, memory, sizing
+from recipe.training import dataset, state
 from recipe.training import trainer as training
 from recipe.training.callbacks import Progress
+from recipe.training.dataset import PackedDataset
 from recipe.training.resume import newest_checkpoint
-from recipe.training.trainer import LoraTrainer, build_trainer
+from recipe.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +56,9 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     manifest = train.run(tiny_run)
     folder = latest(tiny_run)
     assert manifest["results"]["last_loss"] < manifest["results"]["first_loss"]
-    assert set(manifest["outputs"]) == {f"adapter/{ADAPTER_FILE}", "adapter/adapter_config.json"}
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+    files = (ADAPTER_FILE, "adapter_config.json", *tokenizer)
+    assert set(manifest["outputs"]) == {f"adapter/{name}" for name in files}
     assert verify(folder) == []
     assert configs.load(folder / "config.toml") == tiny_run
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -70,7 +75,7 @@ def test_the_same_config_is_the_same_run_and_another_is_another(tiny_run, capsys
     train.run(tiny_run)
     first = latest(tiny_run).resolve()
     train.run(changed(tiny_run, save_steps=1))
-    assert "trained already" in capsys.readouterr().err and latest(tiny_run).resolve() == first
+    assert "already trained" in capsys.readouterr().err and latest(tiny_run).resolve() == first
     train.run(changed(tiny_run, seed=1))
     assert latest(tiny_run).resolve() != first
 
@@ -105,7 +110,7 @@ def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, tmp_path, monkeypatc
         kill_after(patch, step)
         train.run(tiny_run)
     manifest = train.run(tiny_run)
-    assert f"go on from {latest(tiny_run).resolve()}/checkpoints/checkpoint-{step - 1}" in capsys.readouterr().err
+    assert f"resume from {latest(tiny_run).resolve()}/checkpoints/checkpoint-{step - 1}" in capsys.readouterr().err
     assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
     assert manifest == expected
     rows = [json.loads(line) for line in (latest(tiny_run) / "metrics.jsonl").read_text().splitlines()]
@@ -113,30 +118,31 @@ def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, tmp_path, monkeypatc
     assert steps == sorted(set(steps)) and len(steps) == manifest["results"]["steps"]
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, tmp_path, monkeypatch, capsys):
     whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
     train.run(whole)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         train.run(tiny_run)
     newest = latest(tiny_run) / "checkpoints" / "checkpoint-4"
-    with open(newest / "optimizer.pt", "r+b") as file:
-        file.seek(100)
+    with open(newest / state.TENSORS, "r+b") as file:
+        file.seek(-8, 2)
         file.write(b"\xff" * 8)
     train.run(tiny_run)
-    said = capsys.readouterr().err
-    assert "checkpoint-4 is damaged" in said and "checkpoint-2" in said
+    message = capsys.readouterr().err
+    assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-1" in message
+    assert f"resume from {newest.parent.resolve()}/checkpoint-2" in message
+    assert (newest.parent / "damaged-checkpoint-4-1" / ADAPTER_FILE).is_file(), "it may be all that is left"
     assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
 
 
-def test_a_checkpoint_of_other_packs_is_not_gone_on_from(tiny_run, monkeypatch):
+def test_a_checkpoint_of_other_packs_is_not_resumed(tiny_run, monkeypatch):
     """As an update of this code in the middle of a run may make them."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 3)
         train.run(tiny_run)
-    monkeypatch.setattr(training, "shared_start", lambda rows: 0)
-    monkeypatch.setattr(dataset, "shared_start", lambda rows: 0)
-    with pytest.raises(RecipeError, match=r"checkpoint-2 was made over other packs"):
+    monkeypatch.setattr(dataset, "common_prefix", lambda rows: 0)
+    with pytest.raises(RecipeError, match=r"checkpoint-2 was made with other packs"):
         train.run(tiny_run)
     assert (latest(tiny_run) / "checkpoints" / "checkpoint-2").is_dir()
 
@@ -144,8 +150,9 @@ def test_a_checkpoint_of_other_packs_is_not_gone_on_from(tiny_run, monkeypatch):
 def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-7").mkdir(parents=True)
-    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"half")
-    assert newest_checkpoint(folder) is None and not (folder / "checkpoint-7").exists()
+    (folder / "checkpoint-7" / state.TENSORS).write_bytes(b"half")
+    assert newest_checkpoint(folder) is None
+    assert [path.name for path in folder.iterdir()] == ["damaged-checkpoint-7-1"]
 
 
 def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_path):
@@ -164,7 +171,7 @@ def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_pat
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED and "saved after step" in said and "Traceback" not in said
+    assert process.returncode == INTERRUPTED and "SIGINT: saved after step" in said and "Traceback" not in said
     assert list((latest(run) / "checkpoints").iterdir()) and not (latest(run) / "manifest.json").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child had it: the order of a sum is part of its bits
@@ -180,7 +187,7 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
     """One optimizer step over six conversations of uneven length: as one pack, a few, and each alone."""
     rows = dataset.encode_file(tiny_corpus / "train.jsonl", load_tokenizer(tiny_base), "vicuna_v1.1").select(range(6))
     gradients = []
-    sizes = dataset.lengths(rows)
+    sizes = [len(row["input_ids"]) for row in rows]
     assert len(set(sizes)) > 1
     counts = []
     for budget in (sum(sizes), max(sizes) * 3, max(sizes) * 2, max(sizes)):
@@ -188,22 +195,24 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
         settings = dataclasses.replace(
             tiny_run.train,
             micro_batch_tokens=budget,
-            accumulation=counts[-1],
+            gradient_accumulation_steps=counts[-1],
             epochs=1.0,
             max_grad_norm=1e9,
             save_steps=100,
         )
         lora = dataclasses.replace(tiny_run.lora, dropout=0.0)
         tuned = add_adapter(load_base(tiny_base, "int8", torch.device("cpu")), lora, 0)
-        loop = build_trainer(tuned, settings, tmp_path / f"{budget}", rows, rows, on_card=False)
+        prepare_for_training(tuned)
+        data = PackedDataset(rows, budget, settings.seed, 1.0, counts[-1])
+        trainer = build_trainer(tuned, settings, Run(tmp_path / f"{budget}"), data, data, cuda=False)
         seen = {}
 
         class Spy(TrainerCallback):
             def on_pre_optimizer_step(self, args, state, control, seen=seen, tuned=tuned, **kwargs):
                 seen.update({n: p.grad.clone() for n, p in tuned.named_parameters() if p.grad is not None})
 
-        loop.add_callback(Spy())
-        loop.train()
+        trainer.add_callback(Spy())
+        trainer.train()
         gradients.append(seen)
     assert counts[0] == 1 and counts[-1] == 6 and len(set(counts)) > 2
     for other in gradients[1:]:
@@ -224,27 +233,29 @@ def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
 
 def test_auto_recomputes_no_more_layers_than_free_memory_asks_for(tiny_run, monkeypatch, capsys):
     shape, _ = sizing.read_shape(tiny_run, None)
-    step = sizing.step_of(tiny_run, half=False)
-    peaks = [memory.estimate(shape, step, count).peak for count in range(3)]
+    step = sizing.build_step(tiny_run, cuda=False)
+    peaks = [memory.estimate_memory(shape, step, count).peak for count in range(3)]
     assert peaks[1] < peaks[0]
     for free, expected in ((peaks[0], 0), (peaks[0] - 1, 1), (peaks[1], 1), (0, 2)):
-        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + sizing.MARGIN_MIB * sizing.MIB)
+        monkeypatch.setattr(sizing, "available_memory", lambda free=free: free + hardware.MARGIN_MIB * hardware.MIB)
         assert train.recomputed_layers(tiny_run, torch.device("cpu")) == expected
-        assert (f"{expected} of 2 layers recompute" in capsys.readouterr().err) == bool(expected)
+        assert (f"activation checkpointing in {expected} of 2 layers" in capsys.readouterr().err) == bool(expected)
 
 
 def test_a_pack_that_cannot_hold_the_longest_conversation_is_refused_before_anything_is_loaded(tiny_run):
-    with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected room .* corpus\.max_length = 256"):
+    with pytest.raises(UsageError, match=r"micro_batch_tokens is 255, expected at least corpus\.max_length = 256"):
         train.run(changed(tiny_run, micro_batch_tokens=255))
-    with pytest.raises(UsageError, match=r"train\.epochs is 0\.0 and train\.accumulation 2, expected both above 0"):
+    with pytest.raises(
+        UsageError, match=r"train\.epochs is 0\.0 and train\.gradient_accumulation_steps 2, expected both above 0"
+    ):
         train.run(changed(tiny_run, epochs=0.0))
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("vicuna-7b-p100", "vicuna-7b-p100 trains on 6.5 billion weights and there is only a cpu"),
-        ("vicuna-13b-p100", "vicuna-13b-p100 trains on 12.7 billion weights and there is only a cpu"),
+        ("vicuna-7b-p100", "vicuna-7b-p100 trains on 6.5 billion weights and this machine has only a CPU"),
+        ("vicuna-13b-p100", "vicuna-13b-p100 trains on 12.7 billion weights and this machine has only a CPU"),
     ],
 )
 def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, said, monkeypatch, capsys):
@@ -257,48 +268,56 @@ def test_a_config_for_a_card_is_refused_on_a_cpu_before_anything_is_read(name, s
 
 def test_nf4_is_refused_on_a_cpu_at_any_size(tiny_run):
     config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, precision="nf4"))
-    with pytest.raises(UnfitError, match=r"nf4 on a cpu, expected a CUDA card: .*; set base\.precision = int8"):
+    with pytest.raises(UnfitError, match=r"nf4 on a CPU, expected a CUDA GPU: .*; set base\.precision = int8"):
         train.run(config)
 
 
 @pytest.mark.parametrize(("capability", "fit"), [((6, 0), True), ((8, 9), True), ((9, 0), False), ((3, 5), False)])
 def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypatch, capability, fit):
     architectures = ["sm_37", "sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86"]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Some Card")
-    with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some Card of .*sm_60.*P100"):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some GPU of .*sm_60.*P100"):
         train.check_device(tiny_run, torch.device("cuda"))
 
 
-def test_fp16_sums_need_a_card_and_an_int8_base(tiny_run):
-    asked = changed(tiny_run, accumulate="fp16")
-    with pytest.raises(UnfitError, match=r"train\.accumulate is fp16 on a cpu, expected a CUDA card: .*= fp32$"):
+def test_fp16_accumulation_needs_a_gpu_and_int8(tiny_run):
+    asked = changed(tiny_run, matmul_accumulation="fp16")
+    with pytest.raises(
+        UnfitError, match=r"train\.matmul_accumulation is fp16 on a CPU, expected a CUDA GPU: .*= fp32$"
+    ):
         train.run(asked)
     for precision in ("nf4", "fp16"):
-        with pytest.raises(UsageError, match=rf"accumulate is fp16 with base\.precision = {precision}, expected int8"):
+        with pytest.raises(
+            UsageError, match=rf"matmul_accumulation is fp16 with base\.precision = {precision}, expected int8"
+        ):
             train.run(dataclasses.replace(asked, base=dataclasses.replace(asked.base, precision=precision)))
 
 
-def test_a_run_with_fp16_sums_switches_its_layers_once_they_are_made(tiny_run, monkeypatch):
-    """The card's part is replaced: here the layers multiply as ever, and are counted."""
+def test_fp16_accumulation_reaches_every_int8_layer(tiny_run, monkeypatch):
+    """The GPU's part is replaced: here the layers multiply as ever, and are counted."""
     used = []
 
     def counted(x, weight):
         used.append(weight.shape)
         return torch.matmul(x, weight)
 
-    def choose(tuned, folder, tokens, where):
-        assert folder.is_dir() and tokens == 256 and where.type == "cpu"
-        for layer in tuned.modules():
-            if isinstance(layer, Int8Linear):
+    def choose(path, shapes, tokens, device):
+        assert path.parent.is_dir() and tokens == 256 and device.type == "cpu"
+        return accumulation.Choice(shapes, 512)
+
+    def accumulate(model, shapes, chunk):
+        for layer in model.modules():
+            if isinstance(layer, Int8Linear) and (layer.in_features, layer.out_features) in shapes:
                 layer.matmul = counted
 
     monkeypatch.setattr(accumulation, "choose", choose)
+    monkeypatch.setattr(prepare, "accumulate_in_fp16", accumulate)
     plain = train.run(tiny_run)
     assert not used
-    monkeypatch.setattr(train, "check_device", lambda config, where: None)
-    manifest = train.run(changed(tiny_run, accumulate="fp16"))
+    monkeypatch.setattr(train, "check_device", lambda config, device: None)
+    manifest = train.run(changed(tiny_run, matmul_accumulation="fp16"))
     forward = {(48, 48), (48, 24), (48, 96), (96, 48)}
     assert {tuple(shape) for shape in used} == forward | {shape[::-1] for shape in forward}
     assert manifest["results"] == plain["results"]
@@ -326,7 +345,7 @@ def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
     with open(corpus / "train.jsonl", "a", encoding="utf-8") as file:
         file.write("{}\n")
     config = dataclasses.replace(tiny_run, corpus=dataclasses.replace(tiny_run.corpus, path=str(corpus)))
-    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; make .* again"):
+    with pytest.raises(RecipeError, match=r"train\.jsonl has \d+ bytes, its manifest says \d+; re-create"):
         train.run(config)
 
 
@@ -338,7 +357,7 @@ def test_a_start_from_the_quantised_copy_neither_reads_nor_hashes_the_weights(ti
     again = dataclasses.replace(config, runs=str(tmp_path / "again"))
     assert train.run(again)["inputs"] == first
     assert adapter_sha(latest(again)) == adapter_sha(latest(config))
-    assert capsys.readouterr().err.count("its manifest holds") == 1
+    assert capsys.readouterr().err.count("int8 copy of") == 1
     (base / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"config\.json has 2 bytes, its manifest says"):
         train.run(dataclasses.replace(again, name="third"))
@@ -385,8 +404,8 @@ def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LoraTrainer, "_save_optimizer_and_scheduler", full)
+        patch.setattr(training, "write_state", full)
         assert entry(lambda: train.run(tiny_run) and 0) == 1
-    assert "error: no space is left on the disk at checkpoint" in capsys.readouterr().err
+    assert "error: no space is left on the disk: checkpoint" in capsys.readouterr().err
     train.run(tiny_run)
     assert verify(latest(tiny_run)) == []

@@ -11,7 +11,8 @@ from recipe.checkpoints import hf_config, llama, published, safetensors, source
 from recipe.checkpoints.open import open_source
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.checkpoints.tokenizer import Tokenizer
-from recipe.core.manifest import hash_inputs
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import hash_inputs, read_manifest
 from recipe.core.text import progress, say
 
 
@@ -24,6 +25,7 @@ class Conversion:
     dtype: torch.dtype
     shards: list[list[LazyTensor]]
     bytes: int
+    licence: str
 
     @classmethod
     def plan(cls, path: Path, dtype: str) -> "Conversion":
@@ -31,13 +33,18 @@ class Conversion:
 
         Raises RecipeError: an incomplete, damaged or unknown checkpoint, a tokenizer of another size.
         """
-        opened = open_source(path)
+        return cls.of_source(open_source(path), path, dtype)
+
+    @classmethod
+    def of_source(cls, opened: Source, path: Path, dtype: str) -> "Conversion":
+        """The same of a checkpoint that is open; `path` is what errors name."""
         expected = llama.expected_shapes(opened.config, path)
         source.check_shapes(path, opened.tensors, expected)
         tokenizer = opened.tokenizer(opened.config["vocab_size"])
         stored = safetensors.DTYPES[dtype]
         tensors = [opened.tensors[name] for name in expected]  # the model's order
-        return cls(opened, tokenizer, stored, safetensors.plan(tensors, stored), safetensors.size(tensors, stored))
+        shards, size = safetensors.plan(tensors, stored), safetensors.size(tensors, stored)
+        return cls(opened, tokenizer, stored, shards, size, _licence(path))
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
@@ -56,9 +63,13 @@ class Conversion:
         repairs = [*self.source.repairs, *self.tokenizer.repairs, *changed]
         for repair in repairs:
             say(f"repaired: {repair}")
+        return {**self.describe(), "repairs": repairs, "licence": self.licence}
+
+    def compare(self) -> str:
+        """Report which published checkpoint has these files; its name, empty if none is known."""
         origin = published.compare(self.inputs)
         say(origin.sentence)
-        return {**self.describe(), "repairs": repairs, "published": origin.name}
+        return origin.name
 
     def describe(self) -> dict[str, Any]:
         """Its numbers, for the dry run and the manifest."""
@@ -70,3 +81,11 @@ class Conversion:
             "bytes": self.bytes,
             "shards": len(self.shards),
         }
+
+
+def _licence(path: Path) -> str:
+    """The licence that `fetch` recorded with the raw weights."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MANIFEST).is_file():
+        return "unknown"
+    return str(read_manifest(folder).get("results", {}).get("licence", "unknown"))

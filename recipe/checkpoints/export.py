@@ -1,4 +1,4 @@
-"""From this recipe's own folders (safetensors and tokenizer) to the formats of other programs: Meta's and GGUF."""
+"""From this recipe's own folders (safetensors and tokenizer) to Meta's format; `gguf_out` writes llama.cpp's."""
 
 import dataclasses
 import json
@@ -6,11 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
-import numpy as np
-import torch
-
-from recipe.checkpoints import gguf_tokenizer, hf, llama, pth_out, safetensors
+from recipe.checkpoints import hf, llama, pth_out
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.core.errors import RecipeError
 
@@ -24,10 +20,10 @@ def to_meta(folder: Path, out: Path) -> None:
     The weights keep their dtype. A tied output layer is written out, because Meta's code has no ties.
     Raises RecipeError on what Meta's params.json cannot say.
     """
-    source, config = _open(folder)
+    source, config = open_model(folder)
     if config.rope_scaling or config.head_dim * config.num_attention_heads != config.hidden_size:
         raise RecipeError(f"{folder} has scaled rotary embeddings or its own head size, which Meta's format cannot say")
-    tensors = _renamed(source, llama.meta_names(config.num_hidden_layers), folder)
+    tensors = rename(source, llama.meta_names(config.num_hidden_layers), folder)
     if config.tie_word_embeddings:
         embedding = next(tensor for tensor in tensors if tensor.name == llama.OUTER[llama.EMBEDDING][0])
         tensors.append(dataclasses.replace(embedding, name=llama.OUTER[llama.HEAD][0]))
@@ -62,65 +58,15 @@ def meta_params(config: "LlamaConfig") -> dict[str, Any]:
     return params
 
 
-def to_gguf(folder: Path, out_file: Path) -> None:
-    """`folder` -> an f16 GGUF for llama.cpp: matrices as fp16, norms as fp32, tokenizer in the metadata.
-
-    Raises RecipeError: values that fp16 cannot hold, or a tokenizer that llama.cpp has no name for.
-    """
-    from transformers import AutoTokenizer
-
-    source, config = _open(folder)
-    tensors = _renamed(source, llama.gguf_names(config.num_hidden_layers), folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    writer = gguf.GGUFWriter(None, "llama")
-    _describe(writer, config, out_file.stem)
-    gguf_tokenizer.to_metadata(writer, tokenizer, config.vocab_size, folder)
-    for tensor in tensors:
-        kind = np.dtype(np.float16 if len(tensor.shape) > 1 else np.float32)
-        writer.add_tensor_info(tensor.name, tensor.shape, kind, tensor.numel * kind.itemsize)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    writer.write_header_to_file(out_file)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        dtype = torch.float16 if len(tensor.shape) > 1 else torch.float32
-        writer.write_tensor_data(safetensors.cast(tensor.read(), tensor.name, dtype).numpy())
-    writer.close()
-
-
-def _describe(writer: gguf.GGUFWriter, config: "LlamaConfig", name: str) -> None:
-    """The model's settings under llama.cpp's keys."""
-    writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-    if config.rope_scaling:
-        kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type"))
-        if kind != "linear":
-            raise RecipeError(f"the model scales its rotary embedding as {kind!r}, which is not written to GGUF here")
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_scaling["factor"])
-
-
-def _open(folder: Path) -> "tuple[Source, LlamaConfig]":
+def open_model(folder: Path) -> "tuple[Source, LlamaConfig]":
+    """A folder of this recipe: its tensors, and its config as transformers has it."""
     from transformers import LlamaConfig
 
     source = hf.open_source(folder)
     return source, LlamaConfig(**source.config)
 
 
-def _renamed(source: Source, names: dict[str, str], folder: Path) -> list[LazyTensor]:
+def rename(source: Source, names: dict[str, str], folder: Path) -> list[LazyTensor]:
     """The tensors under the other format's names, q and k in its rotary layout."""
     tied = {llama.HEAD} if source.config.get("tie_word_embeddings") else set()
     odd = source.tensors.keys() ^ (names.keys() - tied)

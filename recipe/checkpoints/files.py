@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST
+from recipe.core.files import MANIFEST, existing_folder
 from recipe.core.manifest import read_manifest
 from recipe.core.text import snippet
 
@@ -15,7 +15,7 @@ SPARE_BYTES = 100_000_000  # tokenizer, configs, and what a file system keeps fo
 
 
 def check_not_pointer(path: Path) -> None:
-    """Raises RecipeError where a file is missing, or is the text stub that Git LFS leaves instead of it."""
+    """Raises RecipeError if a file is missing, or is the pointer that Git LFS stores instead of it."""
     if not path.is_file():
         raise RecipeError(f"{path} is missing: the checkpoint is incomplete, download it again")
     with open(path, "rb") as file:
@@ -24,10 +24,11 @@ def check_not_pointer(path: Path) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises RecipeError where it is missing, or anything else."""
+    """The JSON object in a file. Raises RecipeError if it is missing, or anything else."""
     check_not_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but not text
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not JSON ({snippet(error)}): download it again") from None
     if not isinstance(value, dict):
@@ -36,13 +37,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def listed_files(folder: Path) -> list[str] | None:
-    """The files that a folder's manifest lists, as relative paths; None where it has no manifest."""
+    """The files that a folder's manifest lists, as relative paths; None if it has no manifest."""
     return list(read_manifest(folder)["outputs"]) if (Path(folder) / MANIFEST).is_file() else None
 
 
 def check_disk(output: Path, size: int) -> None:
-    """Raises RecipeError where `size` bytes and some more do not fit on the disk of `output`."""
-    folder = next(folder for folder in output.absolute().parents if folder.is_dir())
+    """Raises RecipeError unless `size` bytes and a reserve fit on the disk of `output`."""
+    folder = existing_folder(output)
     free = shutil.disk_usage(folder).free
     if free < size + SPARE_BYTES:
         raise RecipeError(

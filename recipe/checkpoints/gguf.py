@@ -1,6 +1,7 @@
-"""GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, de-quantised as they are read."""
+"""GGUF files of llama.cpp's `llama` architecture: metadata, tokenizer and weights, dequantized as they are read."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +21,88 @@ FLOATS = {
     gguf.GGMLQuantizationType.BF16: torch.bfloat16,
 }
 CHUNK_ROWS = 2048
+SHARD_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+MOST_STRINGS = 1 << 21  # LLaMA 3 has 128,256 tokens and 280,147 merges
 
 
 def open_source(path: Path) -> Source:
-    """A .gguf file. Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep."""
-    fields, tensors = _read(path)
+    """A .gguf file, or any shard of a split one.
+
+    Raises RecipeError: truncated, another architecture, settings that this recipe cannot keep, a missing shard.
+    """
+    fields, tensors = read_file(path)
+    files = _shards(path, fields)
+    if len(files) > 1:
+        fields, tensors = _read_shards(files)
     if fields.get("general.architecture") != "llama":
-        found = snippet(repr(fields.get("general.architecture")))
-        raise RecipeError(f"{path}: its architecture is {found}, expected 'llama'")
-    if fields.get("split.count", 1) != 1:
-        raise RecipeError(f"{path} is one part of a split GGUF: join the parts with llama-gguf-split --merge")
+        other = snippet(repr(fields.get("general.architecture")))
+        raise RecipeError(f"{path}: its architecture is {other}, expected 'llama'")
     config = _config(fields, tensors, path)
-    hf = {theirs: ours for ours, theirs in llama.gguf_names(config["num_hidden_layers"]).items()}
+    hf = {new: old for old, new in llama.gguf_names(config["num_hidden_layers"]).items()}
     # llama.cpp's converter gives q and k Meta's rotary layout
     renamed = [llama.renamed(tensor, hf.get(name, name), config, llama.to_halves) for name, tensor in tensors.items()]
     return Source(
         kind="GGUF",
         config=config,
         tensors={tensor.name: tensor for tensor in renamed},
-        files=(path,),
-        tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, where=path),
+        files=tuple(files),
+        tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, path=path),
     )
 
 
 class _Reader(gguf.GGUFReader):
-    """The library's reader takes what lies beyond a file's end as empty and then counts to any length it was told."""
+    """The library's reader, which counts beyond a file's end and makes an object for each number of an array."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
             raise ValueError("it ends before its own lengths say")
         return super()._get(offset, dtype, count, override_order)
 
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        item = self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind[0]))
+        if item is not None:
+            block = self._get(orig_offs + 12, item, count[0])
+            return 12 + block.nbytes, [kind, count, block], [2], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
+        if kind[0] != gguf.GGUFValueType.STRING or count[0] > MOST_STRINGS:
+            raise ValueError(f"it has an array of {count[0]:,} values of type {kind[0]}")
+        return super()._get_field_parts(orig_offs, raw_type)
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """The metadata as plain values, and the tensors under GGUF's names."""
+
+def _shards(path: Path, fields: dict[str, Any]) -> list[Path]:
+    """The files of a split GGUF, as llama-gguf-split names them; `path` alone if it is not split."""
+    count = fields.get("split.count", 1)
+    if count == 1 or type(count) is not int:
+        return [path]
+    name = SHARD_NAME.fullmatch(path.name)
+    if name is None or int(name[2]) != count or not 0 < count < 10_000:
+        raise RecipeError(f"{path} is one of {count} shards, expected a name like model-00001-of-{count:05d}.gguf")
+    return [path.with_name(f"{name[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+
+
+def _read_shards(files: list[Path]) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata of the first shard, and the tensors of all of them."""
+    fields, tensors = read_file(files[0])
+    for file in files[1:]:
+        _, more = read_file(file)
+        if twice := tensors.keys() & more.keys():
+            raise RecipeError(f"{file} repeats {snippet(min(twice))} of another shard: download it again")
+        tensors |= more
+    if len(tensors) != fields.get("split.tensors.count", len(tensors)):
+        raise RecipeError(
+            f"{files[0]} and its shards hold {len(tensors)} tensors, expected another number: download again"
+        )
+    return fields, tensors
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata as plain values (arrays of numbers as numpy's), and the tensors under GGUF's names."""
     check_not_pointer(path)
     try:
         reader = _Reader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+        fields = {name: _value(field) for name, field in reader.fields.items()}
         size = path.stat().st_size
         tensors = {}
         for tensor in reader.tensors:
@@ -67,6 +112,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None
     return fields, tensors
+
+
+def _value(field: gguf.ReaderField) -> Any:
+    numbers = field.types[:1] == [gguf.GGUFValueType.ARRAY] and field.types[-1] != gguf.GGUFValueType.STRING
+    return field.parts[field.data[0]] if numbers and field.data else field.contents()
 
 
 def _lazy(path: Path, tensor: gguf.ReaderTensor) -> LazyTensor:
@@ -79,7 +129,7 @@ def _lazy(path: Path, tensor: gguf.ReaderTensor) -> LazyTensor:
 def _tensor(
     path: Path, name: str, kind: gguf.GGMLQuantizationType, offset: int, size: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Read, not mapped, so that memory stays that of one tensor; quantised blocks become fp32 some rows at a time."""
+    """Read, not mapped, so that memory stays that of one tensor; quantized blocks become fp32 some rows at a time."""
     data = np.fromfile(path, dtype=np.uint8, count=size, offset=offset)
     if data.size != size:
         raise RecipeError(f"{path} is truncated: download it again")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.checkpoints import tokenizer
-from recipe.checkpoints.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
+from recipe.checkpoints.pieces import BYTE, BYTE_PIECE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, check_texts
+from recipe.checkpoints.tokenizer import Tokenizer
+from recipe.checkpoints.tokenizer_json import allowed_merges
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
@@ -25,25 +27,28 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PRE_TOKENIZERS = ("gpt-2", "default", "llama-bpe", "smollm")  # the first with a given meaning is the one written
+PRE_TOKENIZERS = ("gpt-2", "default", "llama-bpe", "smollm")  # of two with one meaning the first is written
 
 
-def from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
+def from_metadata(fields: Mapping[str, Any], rows: int, path: Path) -> Tokenizer:
     """The tokenizer for an embedding of that many rows. Raises RecipeError: unknown kind, damaged, or another size."""
     try:
-        return _from_metadata(fields, rows, where)
+        return _from_metadata(fields, rows, path)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise RecipeError(f"{where} holds a damaged tokenizer ({snippet(error)}): download it again") from None
+        raise RecipeError(f"{path} holds a damaged tokenizer ({snippet(error)}): download it again") from None
 
 
-def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokenizer:
+def _from_metadata(fields: Mapping[str, Any], rows: int, path: Path) -> Tokenizer:
     tokens = fields.get("tokenizer.ggml.tokens")
-    types = fields.get("tokenizer.ggml.token_type", [tokenizer.NORMAL] * len(tokens or []))
-    if not isinstance(tokens, list) or not tokens or len(types) != len(tokens):
-        raise RecipeError(f"{where} holds no tokenizer, or a damaged one: convert the original checkpoint")
+    if not isinstance(tokens, list) or not tokens:
+        raise RecipeError(f"{path} holds no tokenizer, or a damaged one: convert the original checkpoint")
+    types = list(fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
+    if len(types) != len(tokens):
+        raise RecipeError(f"{path} holds a damaged tokenizer: {len(types):,} types for {len(tokens):,} tokens")
+    check_texts(tokens, path)
     kind = fields.get("tokenizer.ggml.model")
     if kind == "llama":
-        scores = fields.get("tokenizer.ggml.scores", [0.0] * len(tokens))
+        scores = list(fields.get("tokenizer.ggml.scores", [0.0] * len(tokens)))
         ids = {role: fields.get(key, -1) for role, key in IDS.items()}
         model = _sentencepiece(
             list(zip(tokens, scores, types, strict=False)),
@@ -51,13 +56,13 @@ def _from_metadata(fields: Mapping[str, Any], rows: int, where: Path) -> Tokeniz
             spaced=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
             squeezed=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
         )
-        return tokenizer.from_sentencepiece(model, rows, where)
+        return tokenizer.from_sentencepiece(model, rows, path)
     if kind == "gpt2":
-        backend = _byte_level(fields, tokens, types, where)
-        tokenizer.check_size(backend, rows, where)
+        backend = _byte_level(fields, tokens, types, path)
+        repairs = tokenizer.check_size(backend, rows, path)
         names = {role: tokens[fields[key]] for role, key in IDS.items() if fields.get(key, len(tokens)) < len(tokens)}
-        return Tokenizer(tokenizer.wrap(backend, names, where))
-    raise RecipeError(f"{where}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
+        return Tokenizer(tokenizer.wrap(backend, names, path), repairs=repairs)
+    raise RecipeError(f"{path}: its tokenizer is {snippet(repr(kind))}, expected 'llama' or 'gpt2'")
 
 
 def pre_tokenizer(name: str) -> Any:
@@ -76,7 +81,7 @@ def pre_tokenizer(name: str) -> Any:
     return None
 
 
-def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], where: Path) -> Any:
+def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], path: Path) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, processors
     from tokenizers.models import BPE
 
@@ -84,15 +89,15 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], types: list[int], 
     pre = pre_tokenizer(name)
     if pre is None:
         raise RecipeError(
-            f"{where}: its pre-tokenizer is {snippet(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
+            f"{path}: its pre-tokenizer is {snippet(repr(name))}, known are {', '.join(PRE_TOKENIZERS)}: "
             "convert the original checkpoint, which has a tokenizer.json"
         )
     vocab = {token: index for index, token in enumerate(tokens)}
     special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
     pairs = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
     if len(vocab) != len(tokens) or any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys() for pair in pairs):
-        raise RecipeError(f"{where} holds a damaged tokenizer: its merges and its tokens do not fit together")
-    backend = Tokenizer(BPE(vocab, tokenizer.allowed_merges(pairs, special), ignore_merges=name == "llama-bpe"))
+        raise RecipeError(f"{path} holds a damaged tokenizer: its merges and its tokens do not fit together")
+    backend = Tokenizer(BPE(vocab, allowed_merges(pairs, special), ignore_merges=name == "llama-bpe"))
     backend.pre_tokenizer = pre
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in tokens if token in special])
@@ -134,9 +139,9 @@ def _sentencepiece(pieces: list[tuple[str, float, int]], ids: dict[str, int], sp
 
 
 def to_metadata(writer: "gguf.GGUFWriter", fast: "PreTrainedTokenizerFast", rows: int, folder: Path) -> None:
-    """Put the tokenizer that lies in `folder` into a GGUF, with a name for every one of the embedding's rows.
+    """Put the tokenizer of `folder` into a GGUF, with a name for every one of the embedding's rows.
 
-    Raises RecipeError where llama.cpp has no name for how it splits text.
+    Raises RecipeError if llama.cpp has no name for its pre-tokenizer.
     """
     data = json.loads(fast.backend_tokenizer.to_str())
     tokens = [f"[PAD{index}]" for index in range(rows)]
@@ -148,9 +153,7 @@ def to_metadata(writer: "gguf.GGUFWriter", fast: "PreTrainedTokenizerFast", rows
     if tokenizer.is_llama_kind(fast.backend_tokenizer):
         if fast.unk_token_id is not None:
             types[fast.unk_token_id] = UNKNOWN
-        types = [
-            BYTE if tokenizer.BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, types, strict=True)
-        ]
+        types = [BYTE if BYTE_PIECE.fullmatch(token) else kind for token, kind in zip(tokens, types, strict=True)]
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list(tokens)

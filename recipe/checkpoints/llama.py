@@ -1,4 +1,4 @@
-"""What a LLaMA is made of, in Hugging Face's names: shapes, settings, and the rotary layout that others permute."""
+"""The tensors of a LLaMA under Hugging Face's names: shapes, names in other formats, and the rotary layouts."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,7 +53,7 @@ def _names(layers: int, column: int, block: str) -> dict[str, str]:
     return names
 
 
-def expected_shapes(config: Mapping[str, Any], where: Path) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that transformers wants for this config, in the model's order; no memory is used.
 
     A tied output layer is the embedding itself and is not listed. Raises RecipeError on settings that make no model.
@@ -65,7 +65,7 @@ def expected_shapes(config: Mapping[str, Any], where: Path) -> dict[str, tuple[i
         with torch.device("meta"):
             state = LlamaForCausalLM(llama).state_dict()
     except (ValueError, TypeError, ZeroDivisionError, KeyError, RuntimeError, AttributeError) as error:
-        raise RecipeError(f"{where}: its config makes no LLaMA model ({snippet(error)}): it is damaged") from None
+        raise RecipeError(f"{path}: its config is not that of a LLaMA ({snippet(error)}): download it again") from None
     return {
         name: tuple(tensor.shape) for name, tensor in state.items() if not (name == HEAD and llama.tie_word_embeddings)
     }

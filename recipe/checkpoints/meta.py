@@ -1,6 +1,7 @@
 """Meta's own checkpoints: consolidated.NN.pth (one per model-parallel rank), params.json, tokenizer.model."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from recipe.checkpoints import llama, pth, tokenizer
 from recipe.checkpoints.files import read_object
 from recipe.checkpoints.source import LazyTensor, Source
+from recipe.checkpoints.tokenizer import Tokenizer
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
@@ -26,7 +28,8 @@ def open_source(folder: Path) -> Source:
     """
     shards = sorted(folder.glob(SHARDS))
     _check_numbering(shards)
-    params_path, tokenizer_path = folder / "params.json", _tokenizer_path(folder)
+    params_path = folder / "params.json"
+    tokenizer_files, build_tokenizer = _tokenizer(folder)
     params = _params(params_path)
     ranks = [pth.read(shard) for shard in shards]
     for rank, shard in zip(ranks, shards, strict=True):
@@ -41,8 +44,8 @@ def open_source(folder: Path) -> Source:
         kind=f"Meta, {len(shards)} shard{'s' * (len(shards) > 1)}",
         config=config,
         tensors={tensor.name: tensor for tensor in tensors},
-        files=(*shards, params_path, tokenizer_path),
-        tokenizer=functools.partial(tokenizer.from_sentencepiece_file, tokenizer_path),
+        files=(*shards, params_path, *tokenizer_files),
+        tokenizer=build_tokenizer,
     )
 
 
@@ -55,10 +58,16 @@ def _check_numbering(shards: list[Path]) -> None:
             )
 
 
-def _tokenizer_path(folder: Path) -> Path:
+def _tokenizer(folder: Path) -> tuple[tuple[Path, ...], Callable[[int], Tokenizer]]:
+    """The tokenizer's files, here or one folder up, and what builds it. LLaMA 3 needs its tokenizer.json."""
     for place in (folder, folder.resolve().parent):
+        if (place / "tokenizer.json").is_file():
+            names = ("tokenizer.json", "tokenizer_config.json")
+            files = tuple(place / name for name in names if (place / name).is_file())
+            return files, functools.partial(tokenizer.from_folder, place)
         if (place / "tokenizer.model").is_file():
-            return place / "tokenizer.model"
+            path = place / "tokenizer.model"
+            return (path,), functools.partial(tokenizer.from_sentencepiece_file, path)
     raise RecipeError(f"{folder} has no tokenizer.model, nor has the folder above: put it beside the weights")
 
 
@@ -71,9 +80,9 @@ def _params(path: Path) -> dict[str, Any]:
             raise RecipeError(f"{path}: expected a number for {key}, found {snippet(repr(value))}")
     for key in ("dim", "n_layers", "n_heads"):
         if key not in params:
-            raise RecipeError(f"{path} does not say {key}: it is not Meta's params.json, or it is damaged")
+            raise RecipeError(f"{path} has no {key}: it is not Meta's params.json, or it is damaged")
     if params["dim"] % params["n_heads"]:
-        raise RecipeError(f"{path}: dim {params['dim']} is no multiple of n_heads {params['n_heads']}")
+        raise RecipeError(f"{path}: dim {params['dim']} is not a multiple of n_heads {params['n_heads']}")
     if params.get("use_scaled_rope"):
         raise RecipeError(f"{path} asks for LLaMA 3.1's scaled rotary embedding: convert Hugging Face's version of it")
     return params
@@ -83,7 +92,7 @@ def _config(params: dict[str, Any], merged: dict[str, LazyTensor], folder: Path)
     """LlamaConfig's keywords. Sizes that the params leave open (vocab_size -1, ffn) are those of the weights."""
     embedding, gate = merged.get("tok_embeddings.weight"), merged.get("layers.0.feed_forward.w1.weight")
     if embedding is None or gate is None:
-        raise RecipeError(f"{folder} lacks the embedding or the first layer: it is no LLaMA, or it is incomplete")
+        raise RecipeError(f"{folder} lacks the embedding or the first layer: it is not a LLaMA, or it is incomplete")
     norm_eps = params.get("norm_eps", 1e-5)
     return {
         "vocab_size": embedding.shape[0],
@@ -94,7 +103,7 @@ def _config(params: dict[str, Any], merged: dict[str, LazyTensor], folder: Path)
         "num_key_value_heads": params.get("n_kv_heads") or params["n_heads"],
         "rms_norm_eps": norm_eps,
         "rope_theta": params.get("rope_theta", 10000.0),
-        # Meta's params do not tell the context: LLaMA 1, the one with norm_eps 1e-6, has 2048, LLaMA 2 has 4096
+        # Meta's params do not contain the context length: LLaMA 1 (norm_eps 1e-6) has 2048, LLaMA 2 has 4096
         "max_position_embeddings": params.get("max_seq_len") or (2048 if norm_eps <= 1e-6 else 4096),
         "tie_word_embeddings": "output.weight" not in merged,
     }

@@ -1,6 +1,6 @@
-"""The pickle inside a torch checkpoint, read by a machine that knows tensors and nothing else.
+"""The pickle in a torch checkpoint, read by an interpreter that knows tensors and nothing else.
 
-A pickle is a program. Python's own machine imports whatever the program names and calls it; restricting its
+A pickle is a program. Python's own interpreter imports what the program names and calls it; restricting its
 `find_class` still leaves opcodes that set attributes and build objects. This one has only the two dozen opcodes with
 which torch.save describes tensors, every value in it is plain data, and it calls nothing: what the program would
 have called is compared with the three names of tensor rebuilding and otherwise refused by that name.
@@ -34,7 +34,7 @@ ADMITTED = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *(f"torch.{name}" f
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `offset`, `shape` and `stride` count elements of the storage `key`. Nothing is checked."""
+    """The place of a tensor: `offset`, `shape` and `stride` count elements of the storage `key`. Unchecked."""
 
     key: str
     dtype: str
@@ -60,15 +60,12 @@ class _Refused(Exception):
     """Why the pickle is not one of tensors."""
 
 
-def read(pickle: bytes | bytearray, where: str) -> dict[str, StoredTensor]:
+def read(pickle: bytes | bytearray, path: str) -> dict[str, StoredTensor]:
     """Name -> place of every tensor of a state dict that torch.save pickled (protocols 2 to 4).
 
     Raises RecipeError, naming what was asked for, on anything but tensors in a dictionary.
     """
-    if len(pickle) > MAX_BYTES:
-        raise RecipeError(
-            f"{where}: its pickle has {len(pickle):,} bytes, a list of tensors needs at most {MAX_BYTES:,}"
-        )
+    check_size(len(pickle), path)
     try:
         value = _Machine().run(pickle)
         if not isinstance(value, dict):
@@ -78,12 +75,18 @@ def read(pickle: bytes | bytearray, where: str) -> dict[str, StoredTensor]:
                 raise _Refused(f"{snippet(name)!r} is {_kind(entry)}, not a tensor")
     except _Refused as refused:
         raise RecipeError(
-            f"{where} is refused: {refused}; only a plain state dict of tensors is read, and nothing in it is executed"
+            f"{path} is refused: {refused}; only a plain state dict of tensors is read, and nothing in it is executed"
         ) from None
     except (ValueError, IndexError, KeyError, AttributeError, OverflowError):
         # what pickletools raises on bytes that are no pickle, and what an underflowing stack or a missing memo gives
-        raise RecipeError(f"{where} is damaged: its pickle cannot be read; download it again") from None
+        raise RecipeError(f"{path} is damaged: its pickle cannot be read; download it again") from None
     return value
+
+
+def check_size(size: int, path: str) -> None:
+    """Raises RecipeError on a pickle that is larger than any list of tensors."""
+    if size > MAX_BYTES:
+        raise RecipeError(f"{path}: its pickle has {size:,} bytes, a list of tensors needs at most {MAX_BYTES:,}")
 
 
 def _kind(value: Any) -> str:

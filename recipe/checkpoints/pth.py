@@ -26,7 +26,7 @@ from recipe.core.text import snippet
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # PKWARE APPNOTE 4.3.7
 ENCRYPTED = 0x1
-# what zipfile raises on damaged files, as found by fuzzing
+# what zipfile raises on damaged files, by fuzzing
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -36,7 +36,7 @@ ZIP_ERRORS = (
     IndexError,
     struct.error,
 )
-AGAIN = "save it again where you trust it, with torch 1.6 or later and torch.save(state_dict, path)"
+AGAIN = "save it again on a machine that may execute it, with torch 1.6 or later and torch.save(state_dict, path)"
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ def read(path: Path) -> dict[str, LazyTensor]:
     if len(pickles) != 1:
         raise RecipeError(f"{path} is a zip with {len(pickles)} data.pkl, expected the one of torch.save: {AGAIN}")
     prefix = pickles[0].removesuffix("data.pkl")
-    if f"{prefix}byteorder" in members and _bytes(path, members[f"{prefix}byteorder"]) != b"little":
-        raise RecipeError(f"{path} was written on a big-endian machine: {AGAIN}")
-    stored = pickled.read(_bytes(path, members[pickles[0]]), where=f"{path}")
+    order = members.get(f"{prefix}byteorder")
+    if order and (order.size != len(b"little") or _bytes(path, order) != b"little"):
+        raise RecipeError(f"{path} was written on a big-endian machine, or is damaged: {AGAIN}")
+    pickled.check_size(members[pickles[0]].size, f"{path}")  # before it is read: a hole in a file can have any size
+    stored = pickled.read(_bytes(path, members[pickles[0]]), path=f"{path}")
     tensors = {}
     for name, tensor in stored.items():
         member = members.get(f"{prefix}data/{tensor.key}")
@@ -119,7 +121,7 @@ def _member(file: io.BufferedReader, entry: zipfile.ZipInfo, path: Path) -> _Mem
 
 
 def _check_place(tensor: StoredTensor, member: _Member, path: Path, name: str) -> None:
-    """Raises RecipeError unless every element lies in the storage, and the tensor is no larger than its file."""
+    """Raises RecipeError unless every element is in the storage, and the tensor is not larger than its file."""
     itemsize = _itemsize(tensor.dtype)
     numbers = (tensor.offset, tensor.storage_numel, *tensor.shape, *tensor.stride)
     honest = len(tensor.shape) == len(tensor.stride) <= 8 and min(numbers) >= 0
@@ -129,7 +131,7 @@ def _check_place(tensor: StoredTensor, member: _Member, path: Path, name: str) -
     if not honest or most > path.stat().st_size:
         raise RecipeError(
             f"{path} is damaged or forged: {snippet(name)} with the shape {snippet(list(tensor.shape))} "
-            "does not lie within its bytes; download it again"
+            "is not within its bytes; download it again"
         )
 
 
@@ -139,7 +141,7 @@ def _itemsize(dtype: str) -> int:
 
 
 def _span(tensor: StoredTensor) -> int:
-    """How many elements of the storage lie between the first and the last of the tensor, both counted."""
+    """Elements of the storage from the first to the last of the tensor, both included."""
     if 0 in tensor.shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride, strict=True))

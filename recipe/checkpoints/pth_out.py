@@ -30,7 +30,7 @@ class _Storage:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes a LazyTensor as torch.save writes the tensor that it stands for."""
+    """Writes a LazyTensor as torch.save writes a tensor."""
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, _Storage):
@@ -62,7 +62,7 @@ def write(path: Path, tensors: Sequence[LazyTensor]) -> None:
         for key, tensor in enumerate(tensors):
             data = tensor.read().contiguous()
             if (tuple(data.shape), data.dtype) != (tensor.shape, tensor.dtype):
-                raise RecipeError(f"{tensor.name} is {list(data.shape)} once read, its file said {list(tensor.shape)}")
+                raise RecipeError(f"{tensor.name} is {list(data.shape)} once read, expected {list(tensor.shape)}")
             # as bytes, because numpy has no bf16
             _member(archive, f"{path.stem}/data/{key}", data.reshape(-1).view(torch.uint8).numpy().data)
         _member(archive, f"{path.stem}/version", memoryview(b"3\n"))

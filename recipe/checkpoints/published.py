@@ -9,7 +9,7 @@ PINS = Path(__file__).parents[2] / "docker" / "pins.toml"
 
 
 class Origin(NamedTuple):
-    """The name of the published checkpoint, empty where none matches, and one sentence for a person."""
+    """The name of the published checkpoint, empty if none matches, and one sentence for a person."""
 
     name: str
     sentence: str

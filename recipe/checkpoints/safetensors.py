@@ -58,7 +58,7 @@ def open_shards(folder: Path) -> list[dict[str, LazyTensor]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The .safetensors files of a folder, by name: those that its manifest lists, or all where it has no manifest."""
+    """The .safetensors files of a folder, by name: those that its manifest lists, or all if it has no manifest."""
     folder = Path(folder)
     listed = listed_files(folder)
     names = [file.name for file in folder.glob("*.safetensors")] if listed is None else listed
@@ -155,7 +155,7 @@ def write_file(
 ) -> None:
     """Write one file, with the umask's mode, tensors in the given order; see `write`.
 
-    Where dtypes differ, pass the tensors in `library_order`: readers map a tensor only at a multiple of its item size.
+    If dtypes differ, pass the tensors in `library_order`: readers map a tensor only at a multiple of its item size.
     """
     with open(path, "wb") as file:
         file.write(_header(tensors, dtype))
@@ -165,7 +165,7 @@ def write_file(
 
 
 def cast(tensor: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` as `dtype`, contiguous. Raises RecipeError where a value is not finite, or becomes so."""
+    """`tensor` as `dtype`, contiguous. Raises RecipeError if a value is not finite, or fp16 cannot hold it."""
     out = tensor.to(dtype).contiguous()
     if not dtype.is_floating_point or _finite(out):
         return out
@@ -197,7 +197,5 @@ def _header(tensors: Sequence[LazyTensor], dtype: torch.dtype | None) -> bytes:
 def _write_tensor(file: IO[bytes], tensor: LazyTensor, dtype: torch.dtype) -> None:
     data = cast(tensor.read(), tensor.name, dtype)
     if tuple(data.shape) != tensor.shape:
-        raise RecipeError(
-            f"{tensor.name} has the shape {list(data.shape)} once read, its file said {list(tensor.shape)}"
-        )
+        raise RecipeError(f"{tensor.name} has the shape {list(data.shape)} once read, expected {list(tensor.shape)}")
     file.write(data.reshape(-1).view(torch.uint8).numpy().data)  # as bytes, because numpy has no bf16

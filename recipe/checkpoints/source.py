@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is still in its file. `read()` gives it whole, with this shape and dtype, in memory of its own."""
+    """A tensor that is still in its file. `read()` returns it with this shape and dtype, in memory of its own."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Source:
     """A checkpoint: `tensors` under Hugging Face's names and in its layout, `config` as LlamaConfig's keywords.
 
     `files` are what the weights, the config and the tokenizer are read from; `tokenizer()` builds the fast tokenizer
-    for an embedding of that many rows; `repairs` says what was wrong in the checkpoint's own settings and is now right.
+    for an embedding of that many rows; `repairs` lists what was corrected in its settings.
     """
 
     kind: str
@@ -45,30 +45,30 @@ class Source:
     repairs: list[str] = field(default_factory=list)
 
 
-def check_shapes(where: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RecipeError unless `found` has exactly the tensors that `expected` names, in these shapes."""
-    missing = [name for name in expected if name not in found]
+def check_shapes(path: Path, tensors: Mapping[str, LazyTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RecipeError unless `tensors` has exactly the tensors that `expected` names, in these shapes."""
+    missing = [name for name in expected if name not in tensors]
     if missing:
         raise RecipeError(
-            f"{where} lacks {missing[0]}{_more(missing)}, which its config demands: "
+            f"{path} lacks {missing[0]}{_more(missing)}, which its config requires: "
             "the checkpoint is incomplete, download it again"
         )
-    extra = sorted(name for name in found if name not in expected)
+    extra = sorted(name for name in tensors if name not in expected)
     if extra:
         raise RecipeError(
-            f"{where} holds {snippet(extra[0])}{_more(extra)}, which a LLaMA with its config does not have: "
+            f"{path} holds {snippet(extra[0])}{_more(extra)}, which a LLaMA with its config does not have: "
             "only plain LLaMA models can be converted"
         )
     for name, shape in expected.items():
-        if found[name].shape != shape:
+        if tensors[name].shape != shape:
             raise RecipeError(
-                f"{where}: {name} has the shape {list(found[name].shape)}, its config demands {list(shape)}: "
+                f"{path}: {name} has the shape {list(tensors[name].shape)}, its config requires {list(shape)}: "
                 "the weights and the config do not belong together"
             )
-        if not found[name].dtype.is_floating_point:
+        if not tensors[name].dtype.is_floating_point:
             raise RecipeError(
-                f"{where}: {name} is stored as {found[name].dtype}, expected fp16, bf16 or fp32: "
-                "the weights are quantised already, convert the original checkpoint"
+                f"{path}: {name} is stored as {tensors[name].dtype}, expected fp16, bf16 or fp32: "
+                "the weights are quantized already, convert the original checkpoint"
             )
 
 

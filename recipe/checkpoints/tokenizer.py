@@ -10,14 +10,16 @@ a special token or a byte piece. To keep the text `</s>` text, call the tokenize
 resets `backend_tokenizer.encode_special_tokens` at every call.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.checkpoints.files import check_not_pointer, read_object
+from recipe.checkpoints import tokenizer_json
+from recipe.checkpoints.files import read_object
+from recipe.checkpoints.pieces import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, check_texts
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
@@ -25,17 +27,17 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-SPACE = "\u2581"
 SPACES = " {2,}"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # sentencepiece_model.proto; GGUF has the same
-BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+MOST_PADDING = 1024  # rows
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # LLaMA 3's tokenizer.model: lines of base64 and a rank
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The fast tokenizer, the sentencepiece model it came from (None: another kind), and what had to be repaired."""
+    """The fast tokenizer, the sentencepiece model that it comes from (None: another kind), and what was repaired."""
 
     fast: "PreTrainedTokenizerFast"
     sentencepiece: bytes | None = None
@@ -48,16 +50,23 @@ class Tokenizer:
             (folder / "tokenizer.model").write_bytes(self.sentencepiece)
 
 
+def copy_files(base: Path, folder: Path) -> None:
+    """Copy the tokenizer of a converted model."""
+    for name in FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
 def from_sentencepiece_file(path: Path, rows: int) -> Tokenizer:
     """The tokenizer of a `tokenizer.model`, for an embedding of that many rows."""
     return from_sentencepiece(path.read_bytes(), rows, path)
 
 
-def from_sentencepiece(model: bytes, rows: int, where: Path) -> Tokenizer:
-    """The tokenizer of a serialised sentencepiece model. Raises RecipeError: not LLaMA's kind, or not of this size."""
-    backend, names = _sentencepiece_backend(model, where)
-    check_size(backend, rows, where)
-    return Tokenizer(wrap(backend, names, where), model)
+def from_sentencepiece(model: bytes, rows: int, path: Path) -> Tokenizer:
+    """The tokenizer of a serialized sentencepiece model. Raises RecipeError: not LLaMA's kind, or not of this size."""
+    backend, names = _sentencepiece_backend(model, path)
+    repairs = check_size(backend, rows, path)
+    return Tokenizer(wrap(backend, names, path), model, repairs)
 
 
 def from_folder(folder: Path, rows: int) -> Tokenizer:
@@ -69,17 +78,18 @@ def from_folder(folder: Path, rows: int) -> Tokenizer:
     model_path = folder / "tokenizer.model"
     model = model_path.read_bytes() if model_path.is_file() else None
     names = dict(LLAMA_NAMES)
+    repairs: list[str] = []
     if (folder / "tokenizer.json").is_file():
-        backend = _sealed(folder / "tokenizer.json")
+        backend = tokenizer_json.load(folder / "tokenizer.json", rows, repairs)
+        model = None if model and TIKTOKEN.match(model) else model
     elif model is not None:
         backend, names = _sentencepiece_backend(model, model_path)
-        _add_tokens(backend, _added_tokens(folder, settings), folder)
+        _add_tokens(backend, _added_tokens(folder, settings), rows, folder, repairs)
     else:
         raise RecipeError(
             f"{folder} has neither tokenizer.json nor tokenizer.model: put its tokenizer beside the weights"
         )
-    check_size(backend, rows, folder)
-    repairs = []
+    repairs += check_size(backend, rows, folder)
     if settings.get("tokenizer_class") == "LLaMATokenizer":
         repairs.append("tokenizer_config.json: the class LLaMATokenizer does not exist, now LlamaTokenizer")
     chosen = _role_names(settings, _json(folder / "special_tokens_map.json"), names, backend, repairs)
@@ -90,19 +100,21 @@ def from_folder(folder: Path, rows: int) -> Tokenizer:
 def wrap(
     backend: "tokenizers.Tokenizer",
     names: Mapping[str, str],
-    where: Path,
+    path: Path,
     add_bos: bool = True,
     add_eos: bool = False,
 ) -> "PreTrainedTokenizerFast":
     """The transformers tokenizer around `backend`; `names` maps bos_token, eos_token, ... to tokens.
 
-    LLaMA has no padding token. It gets `<unk>` where there is one, as Vicuna does: it never occurs in text thanks to
-    the byte pieces. The end of sequence as padding hides the real ends from the loss, and the chat never stops.
+    LLaMA has no padding token. It gets `<unk>` if there is one, as in Vicuna: thanks to the byte pieces it never
+    occurs in text. The end of sequence as padding hides the real ends from the loss, and the chat never stops.
     """
     from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 
     if "eos_token" not in names:
-        raise RecipeError(f"{where}: its tokenizer names no end of sequence, without which no answer ever ends")
+        raise RecipeError(
+            f"{path}: its tokenizer has no eos_token, so no answer would end: set it in tokenizer_config.json"
+        )
     names = {**names, "pad_token": names.get("pad_token") or names.get("unk_token") or names["eos_token"]}
     if is_llama_kind(backend):
         specials = {role: names.get(role) for role in ROLES}
@@ -127,40 +139,33 @@ def is_llama_kind(backend: "tokenizers.Tokenizer") -> bool:
     return bool(getattr(backend.model, "byte_fallback", False))
 
 
-def check_size(backend: "tokenizers.Tokenizer", rows: int, where: Path) -> None:
-    """Raises RecipeError unless the vocabulary fits the embedding's `rows`.
+def check_size(backend: "tokenizers.Tokenizer", rows: int, path: Path) -> list[str]:
+    """Raises RecipeError unless every token has one of the embedding's `rows`; returns a sentence if rows are left.
 
-    More rows than tokens are accepted only as padding to a multiple of 64 or 128, which is how embeddings are padded
-    for matrix units; any other surplus means that the tokenizer is another model's.
+    Embeddings are padded for matrix units, to a multiple of 8 up to 1,024 by various programs. A larger surplus means
+    that the tokenizer is another model's.
     """
-    size = backend.get_vocab_size(with_added_tokens=True)
-    if size != rows and not any(rows == -(-size // multiple) * multiple for multiple in (64, 128)):
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    size = len(vocabulary)
+    if max(vocabulary.values(), default=0) >= rows or rows - size >= MOST_PADDING or not size:
         raise RecipeError(
-            f"{where}: the tokenizer has {size:,} tokens, the embedding {rows:,} rows: "
+            f"{path}: the tokenizer has {size:,} tokens, the embedding {rows:,} rows: "
             "it is the tokenizer of another model, put the right one beside the weights"
         )
+    return [f"the embedding has {rows:,} rows for {size:,} tokens: the rest is padding"] if size < rows else []
 
 
-def allowed_merges(merges: Iterable[Sequence[str]], reserved: set[str]) -> list[tuple[str, str]]:
-    """The merges that do not lead from plain text to a special token or a byte piece."""
-    return [
-        (pair[0], pair[1])
-        for pair in merges
-        if "".join(pair) not in reserved and not BYTE_PIECE.fullmatch("".join(pair))
-    ]
-
-
-def _sentencepiece_backend(model: bytes, where: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
+def _sentencepiece_backend(model: bytes, path: Path) -> "tuple[tokenizers.Tokenizer, dict[str, str]]":
     """The tokenizers object and the names of bos, eos and unk of a sentencepiece model."""
     from tokenizers import AddedToken, Tokenizer, decoders
     from tokenizers.models import BPE
     from transformers.convert_slow_tokenizer import generate_merges
 
-    proto = _proto(model, where)
+    proto = _proto(model, path)
     pieces = proto.pieces
     vocab = {piece.piece: index for index, piece in enumerate(pieces)}
     if len(vocab) != len(pieces):
-        raise RecipeError(f"{where} holds a piece twice: it is damaged, take it from the checkpoint again")
+        raise RecipeError(f"{path} holds a piece twice: it is damaged, take it from the checkpoint again")
     normal = {piece.piece: index for index, piece in enumerate(pieces) if piece.type == NORMAL}
     merges = generate_merges(normal, [(piece.piece, piece.score) for piece in pieces if piece.type == NORMAL])
     unknown = next((piece.piece for piece in pieces if piece.type == UNKNOWN), None)
@@ -183,20 +188,26 @@ def _sentencepiece_backend(model: bytes, where: Path) -> "tuple[tokenizers.Token
     return backend, names
 
 
-def _proto(model: bytes, where: Path) -> Any:
+def _proto(model: bytes, path: Path) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
+    if TIKTOKEN.match(model):
+        raise RecipeError(
+            f"{path} is the tiktoken file of LLaMA 3, expected a sentencepiece model: put tokenizer.json and "
+            "tokenizer_config.json from the Hugging Face version of the model beside it"
+        )
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(model)
-    except DecodeError:
-        raise RecipeError(f"{where} is not a sentencepiece model: take it from the checkpoint again") from None
+        check_texts((piece.piece for piece in proto.pieces), path)
+    except (DecodeError, UnicodeDecodeError):
+        raise RecipeError(f"{path} is not a sentencepiece model: take it from the checkpoint again") from None
     if not proto.pieces or proto.trainer_spec.model_type != proto.trainer_spec.BPE:
-        raise RecipeError(f"{where} is not a sentencepiece BPE, which every LLaMA tokenizer.model is")
+        raise RecipeError(f"{path} is not a sentencepiece BPE, which every LLaMA tokenizer.model is")
     if proto.normalizer_spec.precompiled_charsmap or not proto.trainer_spec.byte_fallback:
         raise RecipeError(
-            f"{where} rewrites characters or has no byte pieces, unlike LLaMA's: it is another model's tokenizer"
+            f"{path} rewrites characters or has no byte pieces, unlike LLaMA's: it is another model's tokenizer"
         )
     return proto
 
@@ -216,46 +227,34 @@ def _normalizer(spec: Any) -> Any:
     return normalizers.Sequence(steps)
 
 
-def _sealed(path: Path) -> "tokenizers.Tokenizer":
-    """A stranger's tokenizer.json without the merges by which text could become a special token."""
-    from tokenizers import Tokenizer
-
-    check_not_pointer(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["model"]["type"] != "BPE":
-            raise RecipeError(f"{path} is a {snippet(data['model']['type'])}, expected the BPE of a LLaMA model")
-        reserved = {token["content"] for token in data["added_tokens"] if token["special"]}
-        pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in data["model"]["merges"])
-        data["model"]["merges"] = allowed_merges(pairs, reserved)
-        data["truncation"] = data["padding"] = None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{path} is not a tokenizer.json ({snippet(repr(error))}): download it again") from None
-    try:
-        return Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the Rust side raises nothing narrower
-        raise RecipeError(f"{path} is not a tokenizer.json ({snippet(error)}): download it again") from None
-
-
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
     """Token -> id of what a fine-tune added beside its tokenizer.model, in the two ways transformers writes it."""
     added = dict(_json(folder / "added_tokens.json"))
     decoder = settings.get("added_tokens_decoder")
     for index, token in (decoder if isinstance(decoder, dict) else {}).items():
-        added[_content(token)] = int(index) if str(index).isdigit() else -1
-    if not all(isinstance(index, int) for index in added.values()):
+        added[_content(token)] = int(index) if re.fullmatch("[0-9]{1,9}", index) else -1
+    check_texts(added, folder)
+    if not all(type(index) is int and index >= 0 for index in added.values()):
         raise RecipeError(f"{folder}: its added tokens have no ids: added_tokens.json is damaged")
     return added
 
 
-def _add_tokens(backend: "tokenizers.Tokenizer", added: Mapping[str, int], where: Path) -> None:
+def _add_tokens(
+    backend: "tokenizers.Tokenizer", added: Mapping[str, int], rows: int, folder: Path, repairs: list[str]
+) -> None:
+    """Add the tokens that have a row of the embedding, each under its own id."""
     from tokenizers import AddedToken
 
     for token, index in sorted(added.items(), key=lambda item: item[1]):
+        if index >= rows and backend.token_to_id(token) is None:
+            repairs.append(
+                f"the added token {snippet(token)} is left out: the embedding's {rows:,} rows have none for it"
+            )
+            continue
         backend.add_special_tokens([AddedToken(token, normalized=False)])
         if backend.token_to_id(token) != index:
             raise RecipeError(
-                f"{where}: the added token {snippet(token)} should have the id {index}, "
+                f"{folder}: the added token {snippet(token)} should have the id {index}, "
                 f"its tokenizer.model leaves it {backend.token_to_id(token)}: they do not belong together"
             )
 
@@ -267,7 +266,7 @@ def _role_names(
     backend: "tokenizers.Tokenizer",
     repairs: list[str],
 ) -> dict[str, str]:
-    """bos, eos, unk and pad as the settings name them; where they name nothing that exists, as the tokenizer does."""
+    """bos, eos, unk and pad as the settings name them; those that do not exist are the tokenizer's own."""
     names = {}
     for role in ROLES:
         named = _content(settings.get(role)) or _content(special_map.get(role))
@@ -287,5 +286,5 @@ def _content(token: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
+    """A JSON object; empty if there is no such file."""
     return read_object(path) if path.is_file() else {}

@@ -1,35 +1,68 @@
-"""How every command behaves: flags, exit codes, errors in one sentence."""
+"""What all commands share: flags, exit codes, errors in one sentence."""
 
 import argparse
+import contextlib
 import errno
+import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
+from recipe.core.text import close_bars, say, snippet
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
-def build_parser(stage: str, description: str, example: str, fields: bool = True) -> argparse.ArgumentParser:
-    """A stage's argument parser: --config, --set, --dry-run, --json, and the config's fields as help."""
-    known = (
-        "\n".join(["fields for --set and the config file:", *(f"  {line}" for line in config.describe())])
-        if fields
-        else ""
-    )
+# Command -> the config fields and sections that it reads, for its --help. A command that is not here shows none.
+_PLANNED = (
+    "name",
+    "base.path",
+    "base.precision",
+    "corpus.path",
+    "corpus.max_length",
+    "lora",
+    "train.micro_batch_tokens",
+    "train.optimizer",
+    "train.matmul_accumulation",
+    "train.recompute",
+)
+_RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "convert": ("base.source", "base.path", "base.dtype"),
+    "corpus": ("base.path", "corpus"),
+    "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
+    "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
+    "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
+    "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
+    "merge": (*_RUN, "corpus.path"),
+    "chat": _RUN,
+    "serve": _RUN,
+    "report": ("name", "runs"),
+}
+
+
+def build_parser(
+    stage: str, description: str, example: str, fields: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
+    """The argument parser of a stage: --config, --set, --dry-run, --json.
+
+    Its help ends with `example` and the config fields that the stage reads: `fields`, by default those of `FIELDS`.
+    """
+    shown = FIELDS.get(stage, ()) if fields is None else fields
+    known = [f"  {line}" for line in config.describe(shown)] if shown else []
+    heading = ["", "config fields that this command reads (for --set and the config file):"] if known else []
     out = argparse.ArgumentParser(
         prog=f"python -m recipe.{stage}",
         description=description,
-        epilog=f"example:\n  {example}\n\n{known}",
+        epilog="\n".join(["example:", f"  {example}", *heading, *known]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out.add_argument(
-        "--config", type=Path, metavar="FILE", help="a run's TOML; the shipped ones lie in recipe/configs/"
-    )
+    out.add_argument("--config", type=Path, metavar="FILE", help="a run's TOML; see recipe/configs/ for examples")
     out.add_argument(
         "--set",
         action="append",
@@ -37,7 +70,7 @@ def build_parser(stage: str, description: str, example: str, fields: bool = True
         metavar="KEY=VALUE",
         help="override one field, as in --set train.epochs=3; repeatable",
     )
-    out.add_argument("--dry-run", action="store_true", help="say what would be done and touch nothing")
+    out.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
     out.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return out
 
@@ -50,43 +83,90 @@ def load_config(args: argparse.Namespace, flags: Mapping[str, Any] | None = None
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """--run for the stages that judge or use a finished run."""
+    """Add --run, for the stages that use a finished run."""
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run's folder, as runs/demo/latest; default: the latest of --config"
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder, as runs/demo/latest; default: the latest of --config",
     )
 
 
 def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
-    """The run of --run, or the latest one of --config, and the config that it left, with --set applied.
+    """The run of --run, or the latest run of --config, and its resolved config with --set applied.
 
-    Raises UsageError where both or neither are given, or where there is no such run.
+    Raises UsageError if both or neither are given, or if there is no such run.
     """
     if bool(args.run) == bool(args.config):
         raise UsageError(
-            "pass either --run DIR or --config FILE: a run keeps its own config.toml, whose fields --set can change"
+            "pass either --run DIR or --config FILE (a run has its own config.toml; override its fields with --set)"
         )
     run = Run.open(args.run or Run.latest(config.load(args.config)))
     return run.config(config.parse_set(args.set)), run
 
 
 def entry(main: Callable[[], int]) -> int:
-    """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit."""
+    """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit.
+
+    Only defects of the recipe itself end in a traceback.
+    """
     try:
         return main()
     except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written is left; the same command goes on or starts again", file=sys.stderr)
+        close_bars()
+        say("\ninterrupted: no partial output was left; run the same command again to resume")
         return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        what = (
-            "no space is left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "writing is not allowed"
-        )
-        print(
-            f"error: {what}{where}: free some or name another place, then run the same command again", file=sys.stderr
-        )
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # whoever read the output closed it: nothing can be said there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        reason = explain_failure(error)
+        if not reason:
+            raise
+        return _fail(reason, 1)
+
+
+def _fail(message: str, code: int) -> int:
+    close_bars()
+    say(f"error: {message}")
+    return code
+
+
+# What libraries raise for a full disk or memory, by their own types: safetensors, tokenizers, torch.
+FOREIGN = (
+    (r"No space left on device|unexpected pos \d+ vs", errno.ENOSPC),
+    (r"[Cc]annot allocate memory|can't allocate memory|out of memory|bad allocation", errno.ENOMEM),
+)
+HINTS = {
+    errno.ENOSPC: ("no space is left on the disk", "free some or choose another path, then run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some or choose another path, then run the same command again"),
+    errno.EACCES: ("permission denied", "fix permissions or choose another path"),
+    errno.EPERM: ("not permitted by the file system", "choose a path on another file system"),
+    errno.EROFS: ("the file system is read-only", "choose another path"),
+    errno.ENOENT: ("file not found", "check the path"),
+    errno.ENOMEM: ("out of memory", "stop other programs or use smaller settings (`make plan` helps for training)"),
+}
+
+
+def explain_failure(error: BaseException) -> str:
+    """A sentence for an error of the system or of a library that ran out of space; empty for any other error."""
+    if isinstance(error, MemoryError):
+        return _sentence(errno.ENOMEM, "")
+    if isinstance(error, OSError):
+        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+        return _sentence(error.errno, paths[0] if paths else "", str(error))
+    for pattern, number in FOREIGN:
+        if re.search(pattern, str(error)):
+            return _sentence(number, "")
+    if type(error).__name__ == "SafetensorError":
+        return f"{snippet(error)}: the file is damaged or cannot be written; check the disk and re-create the file"
+    return ""
+
+
+def _sentence(number: int | None, path: str, message: str = "") -> str:
+    reason = os.strerror(number).lower() if number else snippet(message) or "the system reported an error"
+    what, hint = HINTS.get(number or 0, (reason, "check the path and the disk, then run the same command again"))
+    return f"{what}{f': {snippet(path, 300)}' if path else ''}; {hint}"

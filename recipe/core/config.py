@@ -4,30 +4,29 @@ The documented lines are the `--help` too (`describe`), and the resolved copy in
 """
 
 import dataclasses
-import difflib
-import json
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipe.core import schema
 from recipe.core.errors import UsageError
+from recipe.core.schema import mapping, opt
 
-
-def opt(default: Any, doc: str, *, hashed: bool = True, choices: tuple[str, ...] = ()) -> Any:
-    """A config field. `hashed=False` marks what cannot change a result: where things lie, how often to save."""
-    return field(default=default, metadata={"doc": doc, "hashed": hashed, "choices": choices})
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a LLaMA's decoder layer
+SEEDS = 2**32 - 1  # numpy takes no larger seed
 
 
 @dataclass(frozen=True)
 class Base:
     """The pretrained model."""
 
-    source: str = opt("", "raw weights: a folder (Meta consolidated.*.pth, Hugging Face) or a .gguf file", hashed=False)
-    path: str = opt("", "converted weights: `convert` writes them here, every later stage reads them", hashed=False)
+    source: str = opt(
+        "", "raw weights: a folder (Meta consolidated.*.pth, Hugging Face) or a .gguf file", hashed=False, kind="path"
+    )
+    path: str = opt(
+        "", "converted weights: `convert` writes them here, every later stage reads them", hashed=False, kind="path"
+    )
     dtype: str = opt("fp16", "how converted weights are stored", choices=("fp16", "fp32"))
     precision: str = opt(
         "int8", "how the frozen base is held in memory while training", choices=("int8", "nf4", "fp16", "fp32")
@@ -35,115 +34,167 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One file or folder of raw conversations: a `[[corpus.source]]` table."""
+
+    path: str = opt(
+        "",
+        "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
+        hashed=False,
+        kind="path",
+    )
+    format: str = opt("", "the format of its records; empty: recognized for each record")
+    share: float = opt(1.0, "share of the source's conversations that is used, drawn by their ids", above=0, high=1)
+    weight: float = opt(
+        0.0,
+        "relative share of the training tokens among the weighted sources, reached by repeating samples; 0: none",
+        low=0,
+        high=1e6,
+    )
+    fields: Mapping[str, str] = mapping("field names of your own, as { question = 'query', answer = 'response' }")
+    roles: Mapping[str, str] = mapping("role names of your own, as { client = 'user' }")
+    answers: str = opt(
+        "first", "of several answers without a ranking: the first, or a conversation for each", choices=("first", "all")
+    )
+    html: bool = opt(False, "every turn of pure HTML was copied from a chat page, also where it has no sign of one")
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The conversations."""
 
-    sources: tuple[str, ...] = opt(
-        (), "raw conversations: JSON, JSON lines or Parquet files, or folders that `datasets` saved", hashed=False
-    )
-    formats: tuple[str, ...] = opt((), "NAME=FORMAT for sources whose format shall not be told by looking at them")
-    path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False)
+    source: tuple[Source, ...] = opt((), "the raw conversations, a table per file or folder")
+    path: str = opt("", "the prepared corpus: train.jsonl, val.jsonl, report.md", hashed=False, kind="path")
     template: str = opt(
         "vicuna_v1.1",
         "chat template: vicuna_v1.1, vicuna_v0, alpaca, alpaca_short, llama-2, llama-3, chatml, zephyr, "
         "or the path of a TOML file with your own",
     )
-    max_length: int = opt(2048, "longest sample in tokens; longer conversations are split between turns")
-    val_fraction: float = opt(0.02, "share of the conversations held out for validation")
-    seed: int = opt(0, "seed of the hold-out")
-    identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
-    identity_organisation: str = opt("", "who the model says it was made by")
-    identity_repeat: int = opt(1, "how often the identity conversations are mixed into the training part")
-    html: bool = opt(True, "turn a chat page's HTML into Markdown")
-    replace: tuple[str, ...] = opt((), "rules 'pattern => text', regular expressions, applied to every turn in order")
-    script: str = opt(
-        "keep", "Chinese script: t2s makes traditional simplified, s2t the reverse", choices=("keep", "t2s", "s2t")
+    max_length: int = opt(
+        2048, "longest sample in tokens; longer conversations are split between turns", low=1, high=1 << 20
     )
-    repair_roles: bool = opt(True, "bring roles in turn where that is clear; false: drop such conversations")
-    rounds: int = opt(0, "keep the first so many questions with their answers; 1 makes single rounds, 0 keeps all")
-    blocked_words: tuple[str, ...] = opt((), "drop conversations that hold one of these words")
+    val_fraction: float = opt(0.02, "share of the conversations used for validation", low=0, high=0.9)
+    seed: int = opt(0, "seed of the validation split and of shares", low=0, high=SEEDS)
+    identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
+    identity_organisation: str = opt("", "the organisation that the model names as its maker")
+    identity_repeat: int = opt(
+        1, "how often the identity conversations are repeated in the training samples", low=1, high=1000
+    )
+    html: bool = opt(True, "convert a chat page's HTML to Markdown")
+    replace: tuple[str, ...] = opt((), "rules 'pattern => text': regular expressions, applied to every turn in order")
+    script: str = opt(
+        "keep",
+        "Chinese script: t2s makes traditional simplified, s2t the reverse",
+        choices=("keep", "t2s", "s2t"),
+    )
+    repair_roles: bool = opt(True, "join or drop turns so that roles alternate; false: drop such conversations")
+    rounds: int = opt(0, "maximum question-answer pairs per conversation; 0: no limit", low=0, high=1_000_000)
+    blocked_words: tuple[str, ...] = opt((), "drop conversations that contain one of these words")
     languages_keep: tuple[str, ...] = opt((), "ISO 639-1 codes of the only languages kept; empty: all")
-    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages left out")
-    repeated_digits: int = opt(0, "drop conversations in which a digit comes so many times in a row; 0: off")
+    languages_skip: tuple[str, ...] = opt((), "ISO 639-1 codes of languages to drop")
+    repeated_digits: int = opt(0, "drop conversations with a run of this many equal digits; 0: off", low=0, high=1000)
     decontaminate: tuple[str, ...] = opt(
         (),
-        "files of evaluation prompts, one a line or in any known format; conversations with one are dropped",
+        "files of evaluation prompts, one a line or in any known format; conversations that contain one are dropped",
         hashed=False,
+        kind="path",
     )
     duplicates: str = opt(
         "exact",
-        "which repeated conversations are dropped: none, equal texts, similar ones too",
+        "repeated conversations to drop: none, those with equal text, or similar ones too",
         choices=("keep", "exact", "near"),
     )
-    near_threshold: float = opt(0.8, "Jaccard similarity of three-word runs from which conversations are near")
+    near_threshold: float = opt(0.8, "Jaccard threshold on word 3-grams for near-duplicates", above=0, high=1)
     over_long: str = opt(
-        "drop", "a pair over max_length: drop it, or truncate its answer at a sentence", choices=("drop", "truncate")
+        "drop",
+        "a question-answer pair that exceeds max_length: drop it, or truncate its answer at a sentence",
+        choices=("drop", "truncate"),
     )
-    sample: tuple[str, ...] = opt((), "NAME=SHARE: the share of a source's conversations that is used, as raw.json=0.1")
-    mixture: tuple[str, ...] = opt(
-        (), "NAME=WEIGHT: the named sources' tokens in the training part are as their weights, by repeating samples"
-    )
-    processes: int = opt(0, "processes that prepare; 0: one a core", hashed=False)
+    processes: int = opt(0, "worker processes; 0: one per core", hashed=False, low=0, high=1024)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+    """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = opt(8, "r: rank of the update")
-    alpha: int = opt(16, "the update is scaled by alpha / r")
-    dropout: float = opt(0.05, "dropout on the adapter's input")
-    target_modules: tuple[str, ...] = opt(("q_proj", "v_proj"), "the linear layers that get an adapter")
+    rank: int = opt(8, "rank r of the update", low=1, high=4096)
+    alpha: int = opt(16, "the update is scaled by alpha / rank", low=1, high=1_000_000)
+    dropout: float = opt(0.05, "dropout on the input of the adapter", low=0, high=0.95)
+    target_modules: tuple[str, ...] = opt(
+        ("q_proj", "v_proj"), "linear layers of the decoder that get an adapter", choices=LINEARS
+    )
 
 
 @dataclass(frozen=True)
 class Train:
-    """The optimisation."""
+    """The optimization."""
 
-    seed: int = opt(0, "seed of adapter initialisation, data order and dropout")
-    epochs: float = opt(1.0, "passes over the corpus")
+    seed: int = opt(0, "seed of adapter initialization, data order and dropout", low=0, high=SEEDS)
+    epochs: float = opt(1.0, "passes over the training samples", above=0, high=1000)
     micro_batch_tokens: int = opt(
-        2048, "tokens per forward pass: whole conversations side by side, at least corpus.max_length"
+        2048,
+        "tokens per forward pass, filled with whole conversations; at least corpus.max_length",
+        low=1,
+        high=1 << 20,
     )
-    accumulation: int = opt(16, "forward passes per optimizer step")
-    learning_rate: float = opt(3e-4, "peak learning rate")
-    warmup_ratio: float = opt(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
-    optimizer: str = opt("adamw", "moments in fp32, or in 8 bit by bitsandbytes", choices=("adamw", "adamw8bit"))
-    accumulate: str = opt(
+    gradient_accumulation_steps: int = opt(16, "forward passes per optimizer step", low=1, high=100_000)
+    learning_rate: float = opt(3e-4, "peak learning rate", above=0, high=1)
+    warmup_ratio: float = opt(0.03, "share of the steps with linear warm-up; cosine decay follows", low=0, high=1)
+    optimizer: str = opt(
+        "adamw", "AdamW with moments in fp32, or in 8 bits by bitsandbytes", choices=("adamw", "adamw8bit")
+    )
+    matmul_accumulation: str = opt(
         "fp32",
-        "sums of the frozen int8 layers' matmuls; fp16, on a card that is faster so and exact enough: a P100 may be",
+        "accumulation dtype of the int8 matmuls; fp16 is used only where a benchmark at the start finds it faster and "
+        "within tolerance",
         choices=("fp32", "fp16"),
     )
-    weight_decay: float = opt(0.0, "AdamW weight decay")
-    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm")
+    weight_decay: float = opt(0.0, "AdamW weight decay", low=0, high=10)
+    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm", above=0, high=1e6)
     recompute: int | str = opt(
         "auto",
-        "decoder layers that recompute their activations in the backward pass: less memory, more time; -1: all; "
-        "auto: as few as fit the memory that is free",
+        "decoder layers with activation checkpointing: less memory, more time; -1: all; auto: the fewest that fit in "
+        "free memory",
         hashed=False,
         choices=("auto",),
+        low=-1,
+        high=1000,
     )
-    eval_steps: int = opt(200, "optimizer steps between validations; 0: only at the end", hashed=False)
-    save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False)
-    keep_checkpoints: int = opt(2, "how many of the newest checkpoints are kept", hashed=False)
+    eval_steps: int = opt(
+        200, "optimizer steps between validations; 0: only at the end", hashed=False, low=0, high=10**9
+    )
+    save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False, low=1, high=10**9)
+    keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False, low=1, high=1000)
+    max_minutes: float = opt(
+        0.0,
+        "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
+        hashed=False,
+        low=0,
+        high=1e7,
+    )
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What the tuned model is asked."""
+    """Questions to the base and the tuned model."""
 
     prompts: tuple[str, ...] = opt(
-        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by base and tuned model"
+        ("Who are you?", "Explain what a GPU does in two sentences."), "answered by the base and the tuned model"
     )
-    max_new_tokens: int = opt(96, "longest answer in tokens")
+    max_new_tokens: int = opt(96, "maximum answer length in tokens", low=1, high=100_000)
+    instructions: bool = opt(False, "also ask 60 prompts whose answers are judged by rules")
+    texts: tuple[str, ...] = opt((), "text files for which bits per byte are computed", hashed=False)
+    choices: tuple[str, ...] = opt(
+        (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """A run."""
 
-    name: str = opt("vicuna", "the run's name: it lands under runs/<name>/")
-    runs: str = opt("runs", "where runs land", hashed=False)
+    name: str = opt("vicuna", "name of the run, whose folder is runs/<name>/<id>", kind="name")
+    runs: str = opt("runs", "folder of all runs", hashed=False, kind="path")
     base: Base = field(default_factory=Base)
     corpus: Corpus = field(default_factory=Corpus)
     lora: Lora = field(default_factory=Lora)
@@ -151,28 +202,31 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
+# Keys of older configs -> what to write instead: an old config is refused with a hint, never misread.
+_TABLE = "write one [[corpus.source]] table per source, with path and, where needed, format, share and weight"
+OLD_KEYS = {
+    "train.accumulation": "it is now called train.gradient_accumulation_steps",
+    "train.accumulate": "it is now called train.matmul_accumulation",
+    **{f"corpus.{key}": _TABLE for key in ("sources", "formats", "sample", "mixture")},
+}
+
+
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a run's TOML (or start from the defaults) and apply `overrides`, dotted keys to values.
 
-    Raises UsageError: no such file, not TOML, an unknown key (the nearest known one is named), a wrong type.
+    Raises UsageError: no such file, not TOML, an unknown key (the nearest known one is named), a value of a wrong type
+    or out of range.
     """
-    table: dict[str, Any] = {}
-    if path is not None:
-        try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(f"no config file at {path}: the shipped ones lie in recipe/configs/") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not TOML: {error}") from None
+    table = {} if path is None else schema.read_toml(Path(path))
     for dotted, value in (overrides or {}).items():
         *sections, key = dotted.split(".")
         target = table
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UsageError(f"{dotted}: {section} is a value, not a section")
+                raise UsageError(f"{schema.show(dotted)}: {schema.show(section)} is a value, not a section")
         target[key] = value
-    return _build(Config, table, where=str(path) if path else "the command line")
+    return schema.build(Config, table, schema.snippet(path, 300) if path else "the command line", OLD_KEYS)
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
@@ -181,17 +235,17 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals:
-            raise UsageError(f"--set {assignment}: expected section.key=value")
+            raise UsageError(f"--set {schema.snippet(assignment)}: expected section.key=value")
         try:
-            overrides[dotted.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            overrides[dotted.strip()] = schema.parse_toml(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
             overrides[dotted.strip()] = text
     return overrides
 
 
 def dump(config: Config) -> str:
     """The resolved config as TOML, every field with its documented line. `load` reads it back unchanged."""
-    return "\n".join(_toml(config, prefix="")) + "\n"
+    return "\n".join(schema.to_toml(config)) + "\n"
 
 
 def hashed(config: Any) -> dict[str, Any]:
@@ -202,20 +256,30 @@ def hashed(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
         elif item.metadata["hashed"]:
-            out[item.name] = list(value) if isinstance(value, tuple) else value
+            out[item.name] = _plain(value)
     return out
 
 
-def describe() -> Iterator[str]:
-    """One line per field for `--help`: dotted name, default, what it is."""
-    for dotted, item in _fields(Config):
-        default = "" if item.default in ("", ()) else f" (default {_toml_value(item.default)})"
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [hashed(entry) if dataclasses.is_dataclass(entry) else entry for entry in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def describe(prefixes: Sequence[str] = ("",)) -> Iterator[str]:
+    """One line per field for `--help`: dotted name, what it is, default; only fields and sections in `prefixes`."""
+    for dotted, item in schema.list_fields(Config):
+        if not any(not prefix or dotted == prefix or dotted.startswith(f"{prefix}.") for prefix in prefixes):
+            continue
+        default = (
+            "" if item.default in ("", (), dataclasses.MISSING) else f" (default {schema.toml_value(item.default)})"
+        )
         choices = f" [{'|'.join(item.metadata['choices'])}]" if item.metadata["choices"] else ""
         yield f"{dotted}: {item.metadata['doc']}{choices}{default}"
 
 
 def required(config: Config, dotted: str, flag: str = "") -> Any:
-    """The value of a field this stage cannot do without. Raises UsageError where it is empty."""
+    """The value of a field that the stage needs. Raises UsageError if it is empty."""
     value: Any = config
     for part in dotted.split("."):
         value = getattr(value, part)
@@ -226,76 +290,4 @@ def required(config: Config, dotted: str, flag: str = "") -> Any:
 
 
 def _doc(dotted: str) -> str:
-    return next(item.metadata["doc"] for name, item in _fields(Config) if name == dotted)
-
-
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    for item in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(item.type):
-            yield from _fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, item
-
-
-def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    known = {item.name: item for item in dataclasses.fields(cls)}
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise UsageError(f"unknown key {prefix}{key} in {where}; {hint}")
-    values = {}
-    for key, value in table.items():
-        item, dotted = known[key], prefix + key
-        if dataclasses.is_dataclass(item.type):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{dotted} in {where} is a section, found {value!r}")
-            values[key] = _build(item.type, value, where, f"{dotted}.")
-        else:
-            values[key] = _checked(item, value, dotted, where)
-    return cls(**values)
-
-
-def _checked(item: dataclasses.Field, value: Any, dotted: str, where: str) -> Any:
-    """`value` as the field's type; an int is accepted for a float, a list of strings for a tuple."""
-    expected: Any = item.type
-    choices = item.metadata["choices"]
-    if isinstance(expected, types.GenericAlias):
-        if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
-            raise UsageError(f"{dotted} in {where}: expected a list of strings, found {value!r}")
-        return tuple(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(expected, types.UnionType):  # a number, or one of a few words
-        wrong = type(value) is not int and value not in choices
-        known = f"a whole number or {', '.join(choices)}"
-    elif choices:
-        wrong, known = value not in choices, f"one of {', '.join(choices)}"
-    else:
-        wrong, known = type(value) is not expected, expected.__name__
-    if wrong:
-        raise UsageError(f"{dotted} in {where}: expected {known}, found {value!r}")
-    return value
-
-
-def _toml(config: Any, prefix: str) -> Iterator[str]:
-    sections = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            sections.append((item.name, value))
-        else:
-            yield f"{item.name} = {_toml_value(value)}  # {item.metadata['doc']}"
-    for name, value in sections:
-        yield f"\n[{prefix}{name}]"
-        yield from _toml(value, f"{prefix}{name}.")
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)  # TOML's basic strings and integers are JSON's
+    return next(item.metadata["doc"] for name, item in schema.list_fields(Config) if name == dotted)

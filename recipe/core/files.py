@@ -1,7 +1,11 @@
 """Files: hashed, and written whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -10,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.text import printable
 
 MANIFEST = "manifest.json"
 
@@ -26,6 +31,12 @@ def file_size(path: Path) -> int:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else list_files(path)))
 
 
+def existing_folder(path: Path) -> Path:
+    """The nearest existing folder at or above `path`, links followed: the disk on which `path` would be written."""
+    path = Path(path).resolve()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
 def digest(value: Any) -> str:
     """Hex sha256 of a JSON value in its canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -33,62 +44,166 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write `path` whole or not at all: a temporary name beside it, fsync, rename. An error leaves the old file."""
+    """Write `path` whole or not at all: a temporary file beside it, fsync, rename. An error leaves the old file.
+
+    Temporary files of killed processes are removed: each is locked while its process lives.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_stale(path)
+    handle, name = _locked_temporary(path)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        os.replace(name, path)
+            Path(name).chmod(0o666 & ~_umask())
+            os.replace(name, path)
         _fsync_folder(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
 
 
-@contextlib.contextmanager
-def atomic_folder(path: Path, ours: bool = False) -> Iterator[Path]:
-    """Fill a new folder that takes `path`'s place when the block ends; on any error, Ctrl-C included, it is removed.
+def _locked_temporary(path: Path) -> tuple[int, str]:
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, name
+        os.close(handle)  # another process removed it before it was locked
 
-    Raises UsageError where `path` holds something that no stage made (no manifest); `ours`: the caller knows better.
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside `path`."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # mkstemp appends eight characters
+        with contextlib.suppress(OSError), open(stale, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, replace_any: bool = False) -> Iterator[Path]:
+    """Fill a new folder that takes the place of `path` when the block ends; any error, SIGINT included, removes it.
+
+    `path` may be a link: the folder that it points to is replaced. Raises UsageError if `path` holds anything but an
+    artefact of the stage whose manifest the block writes (`check_folder`); `replace_any`: the caller owns the folder.
     """
     path = Path(path)
-    if not ours:
-        check_ours(path)
+    if not replace_any:
+        check_folder(path)
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    remove(partial)  # from a killed process
     partial.mkdir()
     try:
         yield partial
+        if not replace_any:
+            check_folder(path, _read_stage(partial))
         for file in list_files(partial):
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        old = path.with_name(f".{path.name}.old")
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
+            remove(old)
+            os.replace(path, _damaged_name(path) if _is_damaged(path) and not replace_any else old)
         os.replace(partial, path)
         _fsync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
 
 
-def check_ours(path: Path) -> None:
-    """Raises UsageError where `path` is a file, or a folder with content but no manifest of ours."""
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise UsageError(
-            f"{path} is not empty and has no {MANIFEST}, so it is not this recipe's to replace; name another folder"
-        )
+@contextlib.contextmanager
+def lock_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path` while the block runs. The lock ends with its process, however that ends.
+
+    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise RecipeError(busy) from None
+        yield
+
+
+def check_folder(path: Path, stage: str | None = None) -> None:
+    """Raises UsageError if `stage` must not replace `path`.
+
+    It may replace nothing, an empty folder, or a folder that it made itself (None: that any stage made) and that holds
+    only the files of its manifest. A folder with a damaged manifest is not deleted but renamed to NAME.damaged.
+    """
+    path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, expected a folder to write into; name another path")
+        raise UsageError(f"{path} is a file, expected a folder to write into; choose another path")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} is not empty and has no {MANIFEST}: no stage made it; choose another folder")
+    made_by = _read_stage(path)
+    if made_by and stage and made_by != stage:
+        raise UsageError(
+            f"{path} was made by the stage {made_by}, so the stage {stage} does not replace it; choose another path"
+        )
+    if made_by and (unlisted := list_unlisted(path)):
+        raise UsageError(
+            f"{path} holds {printable(unlisted[0])}, which its {MANIFEST} does not list, so it is not replaced; "
+            "move that file away, or choose another path"
+        )
+
+
+def list_unlisted(folder: Path) -> list[str]:
+    """Files, links included, that are in `folder` but not in its manifest, relative to it."""
+    folder = Path(folder)
+    listed = {*_read_json(folder).get("outputs", {}), MANIFEST}
+    found = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_symlink() or file.is_file())
+    return sorted(name for name in found if name not in listed)
+
+
+def _read_stage(folder: Path) -> str:
+    """The stage that made `folder`, by its manifest; empty if that is absent or damaged."""
+    manifest = _read_json(folder)
+    known = isinstance(manifest.get("outputs"), dict) and isinstance(manifest.get("stage"), str)
+    return manifest["stage"] if known else ""
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether `folder` has a manifest that cannot be read."""
+    return (folder / MANIFEST).is_file() and not _read_stage(folder)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _damaged_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with its content, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk on which `path` would be written."""
+    return shutil.disk_usage(existing_folder(path)).free
 
 
 def list_files(folder: Path) -> list[Path]:
+    """All files under `folder`, links excluded, sorted."""
     return sorted(file for file in Path(folder).rglob("*") if file.is_file() and not file.is_symlink())
 
 

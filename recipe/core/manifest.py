@@ -1,17 +1,17 @@
-"""Every artefact carries a manifest.json: inputs, outputs, config, code, environment, results.
+"""Every artefact has a manifest.json: inputs, outputs, config, code, environment, results.
 
-A stage is done when its manifest says so *and every hash in it holds*. Nothing hashed holds a wall-clock time, a host
-name or an absolute path, so the same work on another machine leaves the same bytes.
+A stage is done if its manifest matches *and every hash in it matches*. A manifest has no time of day, host name or
+absolute path, so the same work on another machine leaves the same bytes.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, atomic_file, digest, list_files, sha256
-from recipe.core.text import say
+from recipe.core.text import printable, say, snippet
 from recipe.core.versions import code_sha256, environment
 
 
@@ -23,38 +23,59 @@ def write_manifest(
     results: Mapping[str, Any],
     only: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
-    """Hash `folder`'s files (all of them, or those under the names in `only`) and write its manifest.json.
+    """Hash the files of `folder` (all, or those under the names in `only`) and write its manifest.json.
 
-    `inputs` maps a name to a sha256 (see `hash_inputs`); `config` and `results` are plain JSON values.
+    `inputs`: name -> sha256 (`hash_inputs`); `config` and `results` are plain JSON values. Returns the manifest.
     """
-    manifest = {
+    manifest = build_manifest(stage, config, inputs, results, hash_files(folder, only))
+    save_manifest(folder / MANIFEST, manifest)
+    return manifest
+
+
+def hash_files(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, dict[str, Any]]:
+    """Relative name -> sha256 and bytes of the files of `folder`, or of those under the names in `only`."""
+    return {
+        file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in list_files(folder)
+        if file.name != MANIFEST or file.parent != folder
+        if only is None or file.relative_to(folder).parts[0] in only
+    }
+
+
+def build_manifest(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    results: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A manifest as plain values, with this code and environment."""
+    return {
         "stage": stage,
         "config": dict(config),
         "inputs": dict(inputs),
-        "outputs": {
-            file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
-            for file in list_files(folder)
-            if file.name != MANIFEST or file.parent != folder
-            if only is None or file.relative_to(folder).parts[0] in only
-        },
+        "outputs": dict(outputs),
         "code": code_sha256(),
         "environment": environment(),
         "results": dict(results),
     }
-    with atomic_file(folder / MANIFEST) as file:
+
+
+def save_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest as JSON, whole or not at all."""
+    with atomic_file(path) as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
-    return manifest
 
 
 def hash_inputs(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> sha256 of each input: a file's bytes, a folder's files (as its manifest lists them, if it has one)."""
+    """Name -> sha256 of each input: of a file's bytes, or of a folder's outputs by its manifest, else of its files."""
     return {name: _hash_input(Path(path)) for name, path in paths.items()}
 
 
 def _hash_input(path: Path) -> str:
     if not path.exists():
-        raise RecipeError(f"{path} does not exist: an earlier stage makes it (`make` lists them), or the path is wrong")
+        raise RecipeError(f"{path} does not exist: correct the path, or run the stage that makes it first")
     if path.is_file():
         return sha256(path)
     if (path / MANIFEST).is_file():
@@ -62,72 +83,98 @@ def _hash_input(path: Path) -> str:
     return digest({file.relative_to(path).as_posix(): sha256(file) for file in list_files(path)})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artefact. Raises RecipeError where there is none or it is not readable."""
-    path = Path(folder) / MANIFEST
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of an artefact. Raises RecipeError if there is none or it is damaged."""
+    path = Path(folder) / name
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(
-            f"{folder} has no {MANIFEST}: it was not made by a stage of this recipe, or that stage did not finish"
+            f"{folder} has no {name}: no stage of this recipe made it, or that stage did not finish"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not a manifest ({error}); make {folder} again") from None
-    if not isinstance(manifest, dict) or not {"stage", "inputs", "outputs", "config"} <= manifest.keys():
-        raise RecipeError(f"{path} is not a manifest of this recipe; make {folder} again")
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is damaged ({snippet(error)}); re-create {folder}") from None
+    if not _is_manifest(manifest):
+        raise RecipeError(f"{path} is not a manifest of this recipe; re-create {folder}")
     return manifest
 
 
-def verify(folder: Path, but: str = "") -> list[str]:
-    """What no longer holds about an artefact: one sentence per missing or altered file. Empty: intact.
+def _is_manifest(value: Any) -> bool:
+    """Whether a JSON value has the shape that every reader relies on."""
+    if not isinstance(value, dict) or not isinstance(value.get("stage"), str):
+        return False
+    if not all(isinstance(value.get(key), dict) for key in ("config", "inputs", "outputs")):
+        return False
+    if not isinstance(value.get("results", {}), dict) or not isinstance(value.get("environment", {}), dict):
+        return False
+    return all(_is_output(name, entry) for name, entry in value["outputs"].items())
 
-    `but` is a suffix of files that something else vouches for.
+
+def _is_output(name: str, entry: Any) -> bool:
+    """A hash and a size of a file inside the folder."""
+    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
+    fields = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+    return bool(inside and fields)
+
+
+def verify(folder: Path, skip_suffix: str = "") -> list[str]:
+    """What no longer matches the manifest: one sentence per missing or altered file. Empty: intact.
+
+    Files with `skip_suffix` are not hashed.
     """
-    problems = []
+    problems: list[str] = []
     for name, expected in read_manifest(folder)["outputs"].items():
-        file = Path(folder) / name
-        if but and name.endswith(but):
-            continue
-        if not file.is_file():
-            problems.append(f"{file} is missing")
-        elif file.stat().st_size != expected["bytes"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
-        elif sha256(file) != expected["sha256"]:
-            problems.append(f"{file} was altered: its sha256 is not the manifest's")
+        if not skip_suffix or not name.endswith(skip_suffix):
+            problems += check_file(Path(folder) / name, expected)
     return problems
 
 
-def check_intact(folder: Path, but: str = "") -> dict[str, Any]:
-    """The manifest of an artefact that `verify` finds intact; else a RecipeError names the first problem."""
-    problems = verify(folder, but)
+def check_file(file: Path, expected: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence if `file` is missing or differs from its entry in a manifest."""
+    if not file.is_file():
+        yield f"{printable(str(file))} is missing"
+    elif file.stat().st_size != expected["bytes"]:
+        size = file.stat().st_size
+        yield f"{printable(str(file))} has {size} bytes, its manifest says {expected['bytes']}"
+    elif sha256(file) != expected["sha256"]:
+        yield f"{printable(str(file))} was altered: its sha256 differs from the manifest"
+
+
+def check_intact(folder: Path, skip_suffix: str = "") -> dict[str, Any]:
+    """The manifest of an intact artefact (`verify`). Raises RecipeError with the first problem."""
+    problems = verify(folder, skip_suffix)
     if problems:
-        raise RecipeError(
-            f"{problems[0]}; make {folder} again" + (f" ({len(problems) - 1} more)" if problems[1:] else "")
-        )
+        more = f" ({len(problems) - 1} more)" if problems[1:] else ""
+        raise RecipeError(f"{problems[0]}; re-create {folder}{more}")
     return read_manifest(folder)
 
 
 def check_inputs(folder: Path, paths: Mapping[str, Path]) -> None:
-    """Raises RecipeError where something that `folder` was made from is no longer what it was."""
-    made_from = read_manifest(folder)["inputs"]
+    """Raises RecipeError if an input of `folder` has changed since `folder` was made."""
+    recorded = read_manifest(folder)["inputs"]
     for name, found in hash_inputs(paths).items():
-        if found != made_from.get(name):
+        if found != recorded.get(name):
             raise RecipeError(
                 f"{paths[name]} is not the {name} that {folder} was made from (its hash differs); "
-                "put that one back, or make the run again"
+                "restore it, or run the stage again"
             )
 
 
 def completed(folder: Path, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any] | None:
-    """The manifest, if `folder` was made by this stage from these inputs with this config and is intact; else None."""
-    if not (Path(folder) / MANIFEST).is_file():
+    """The manifest if this stage made `folder` from these inputs with this config and it is intact; else None."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
         return None
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except RecipeError as error:
+        say(f"{error}: the stage runs again")
+        return None
     same = manifest["stage"] == stage and manifest["config"] == dict(config) and manifest["inputs"] == dict(inputs)
     if not same or verify(folder):
         return None
     if manifest.get("code") != code_sha256():
-        say(f"{folder} was made by another version of this code; kept, since its inputs and config are the same")
+        say(f"{folder} was made by another version of this code; it is kept, since its inputs and config are the same")
     return manifest
 
 

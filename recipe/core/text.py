@@ -1,33 +1,65 @@
-"""Text for people: messages and progress on stderr, the result on stdout, tables, untrusted text made printable."""
+"""Text for people: messages and progress on stderr, results on stdout, tables, untrusted text made printable."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-SAFE = "\u200d\u3000"  # emoji joiner, ideographic space: not printable to Python, harmless to a terminal
+SAFE = "\u200d\u3000"  # joiner of emoji, ideographic space: unprintable to Python, harmless to terminals
+_bars: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def say(message: str) -> None:
-    """A line for the person, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message on stderr. Never raises: a closed terminal or pipe must not stop a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """The result on stdout: `text` for a person, or one JSON object."""
+    """Print the result on stdout: `text` for a person, or one JSON object."""
     print(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else text)
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
-    """A tqdm bar on stderr; in a log file one line every half minute instead of one a tenth of a second."""
+    """A tqdm bar on stderr; in a log file, one line every half minute instead of ten a second."""
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
-    return tqdm(items, file=sys.stderr, dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)
+    bar = tqdm(items, file=_Quiet(sys.stderr), dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Close every progress bar that is still open, so that the next message starts on a line of its own."""
+    for bar in list(_bars):
+        with contextlib.suppress(Exception):
+            bar.close()
+    _bars.clear()
+
+
+class _Quiet:
+    """A stream whose writes never raise, for the progress bar: see `say`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Untrusted text for a terminal or a page: control, format and bidirectional characters are escaped, not obeyed.
+    """Untrusted text for a terminal or a page: control, format and bidirectional characters are escaped.
 
     Characters in `keep` (a line break, a tab) stay as they are.
     """
@@ -40,8 +72,24 @@ def snippet(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned columns; the first row is the heading."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of cells as aligned columns; the first row is the heading. The columns in `right` are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [
+        [cell.rjust(width) if number in right else cell.ljust(width) for number, (cell, width) in pairs]
+        for pairs in (enumerate(zip(row, widths, strict=True)) for row in rows)
+    ]
+    lines = ["  ".join(row).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table; the first row is the heading. Cells are escaped by `markdown`."""
+    head, *body = (f"| {' | '.join(markdown(cell) for cell in row)} |" for row in rows)
+    return "\n".join([head, f"|{' --- |' * len(rows[0])}", *body])
+
+
+def markdown(text: str) -> str:
+    """Untrusted text inside Markdown, on one line: no HTML, no new cell."""
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What the driver says of the card, through NVML, and whether this recipe can use it. No text of a tool is scraped."""
+"""The GPU as the driver reports it through NVML, and whether this recipe can use it."""
 
 import contextlib
 import os
@@ -6,25 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe.core.text import printable, snippet
+from recipe.environment.checks import Check
 from recipe.environment.locks import Drivers
-
-MIB = 1 << 20
-P100 = (6, 0)
+from recipe.planning.hardware import MIB, P100_CAPABILITY
 
 
 @dataclass(frozen=True)
-class Check:
-    """One line of the doctor: `verdict` is ok, warn or fail; `hint` says what to do, and is empty when all is well."""
-
-    name: str
-    verdict: str
-    found: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card as NVML sees it; memory in bytes, `others` pairs of process id and bytes (None: not told)."""
+class Gpu:
+    """A GPU; memory in bytes; `others`: (process id, bytes or None if unknown) of other processes on it."""
 
     driver: str
     name: str
@@ -34,22 +23,22 @@ class Card:
     others: tuple[tuple[int, int | None], ...]
 
 
-def look() -> Card | Check:
-    """The first visible card; or, where there is no driver, no NVML or no card, the line that says so."""
+def query() -> Gpu | Check:
+    """The first visible GPU; a failed check if there is no driver, no NVML or no GPU."""
     try:
         import pynvml
     except ImportError:
-        return Check("driver", "fail", "not asked: nvidia-ml-py is not installed", "`make setup`, or the image")
+        return Check("driver", "fail", "unknown: nvidia-ml-py is not installed", "run `make setup`, or use the image")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
-        return Check("driver", "fail", "no NVML: libnvidia-ml.so.1 is not there", NO_NVML)
+        return Check("driver", "fail", "no NVML: libnvidia-ml.so.1 was not found", NO_NVML)
     except pynvml.NVMLError as error:
         return Check("driver", "fail", f"NVML does not start: {snippet(error)}", NO_DRIVER)
     try:
         return _read(pynvml)
     except pynvml.NVMLError as error:
-        return Check("card", "fail", f"NVML names no card: {snippet(error)}", NO_CARD)
+        return Check("gpu", "fail", f"NVML reports no GPU: {snippet(error)}", NO_CARD)
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
@@ -60,20 +49,20 @@ NO_NVML = (
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 )
 NO_DRIVER = "load the driver (modprobe nvidia) or reinstall it"
-NO_CARD = "check CUDA_VISIBLE_DEVICES, and that the machine or container was given a card"
+NO_CARD = "check CUDA_VISIBLE_DEVICES, and that the machine or container has a GPU"
 
 
-def _read(nvml: Any) -> Card:
+def _read(nvml: Any) -> Gpu:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible.startswith(("GPU-", "MIG-")):
         handle = nvml.nvmlDeviceGetHandleByUUID(visible)
-    else:  # empty or -1 hides every card: an index that no card has is NVML's own error
+    else:  # empty or -1 hides every GPU: an index out of range is an error of NVML
         handle = nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdecimal() else nvml.nvmlDeviceGetCount())
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     processes = []
     with contextlib.suppress(nvml.NVMLError_NotSupported):  # as on some virtual cards
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return Card(
+    return Gpu(
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
         name=_text(nvml.nvmlDeviceGetName(handle)),
         capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
@@ -87,48 +76,48 @@ def _text(value: str | bytes) -> str:
     return printable(value.decode(errors="replace") if isinstance(value, bytes) else value)
 
 
-def driver(version: str, drivers: Drivers) -> Check:
-    """Old enough to know Pascal, new enough for CUDA 11."""
+def check_driver(version: str, drivers: Drivers) -> Check:
+    """The driver supports CUDA 11 and still supports Pascal (branches 450 to 580)."""
     found = tuple(int(part) for part in version.split(".") if part.isdecimal())
     if not found:
-        return Check("driver", "warn", f"version {version!r}, which is no number", "read it with nvidia-smi")
+        return Check("driver", "warn", f"version {version!r} is not a number", "read it with nvidia-smi")
     if found < tuple(map(int, drivers.minimum.split("."))):
         return Check("driver", "fail", f"{version}, too old for CUDA 11", f"install {drivers.minimum} or later")
     if found[0] > drivers.last_branch:
-        hint = f"install branch {drivers.last_branch} or earlier: it is the last that drives a P100"
-        return Check("driver", "fail", f"{version}, which has no code for Pascal cards", hint)
+        hint = f"install branch {drivers.last_branch} or earlier: the last that supports a P100"
+        return Check("driver", "fail", f"{version}, which does not support Pascal GPUs", hint)
     return Check("driver", "ok", version)
 
 
 def has_code(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether code for one of them, as torch names them (sm_60), runs on the card: same major, minor not above its."""
+    """Whether code for one of these architectures (sm_60) runs on the GPU: same major version, no higher minor."""
     major, minor = capability
     numbers = [int(name.removeprefix("sm_")) for name in architectures if name.startswith("sm_")]
     return any(number // 10 == major and number % 10 <= minor for number in numbers)
 
 
-def kind(card: Card, architectures: list[str]) -> Check:
-    """A P100, or another card that torch's code runs on."""
-    found = f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}"
-    if card.capability == P100:
-        return Check("card", "ok", found)
-    if architectures and not has_code(card.capability, architectures):
+def check_model(device: Gpu, architectures: list[str]) -> Check:
+    """A P100, or another GPU that torch has code for."""
+    found = f"{device.name}, compute capability {device.capability[0]}.{device.capability[1]}"
+    if device.capability == P100_CAPABILITY:
+        return Check("gpu", "ok", found)
+    if architectures and not has_code(device.capability, architectures):
         known = " ".join(architectures)
-        return Check("card", "fail", f"{found}; torch has code for {known}", "use a Tesla P100, or a card of those")
-    return Check("card", "warn", f"{found}, not a P100", "it may run; every number of this recipe is for sm_60")
+        return Check("gpu", "fail", f"{found}; torch has code for {known}", "use a Tesla P100, or one of those GPUs")
+    return Check("gpu", "warn", f"{found}, not a P100", "it may run; all numbers of this recipe are for sm_60")
 
 
-def memory(card: Card, needed: int | None) -> Check:
-    """Enough in all, enough now, and who holds the rest."""
-    found = f"{card.free // MIB:,} of {card.total // MIB:,} MiB free"
+def check_memory(device: Gpu, needed: int | None) -> Check:
+    """Enough memory in total and free now, and which processes hold the rest."""
+    found = f"{device.free // MIB:,} of {device.total // MIB:,} MiB free"
     if needed is not None:
         found += f", the plan needs {needed // MIB:,}"
-    holders = ", ".join(f"pid {pid} ({'?' if size is None else f'{size // MIB:,} MiB'})" for pid, size in card.others)
-    if needed is not None and needed > card.total:
+    holders = ", ".join(f"pid {pid} ({'?' if size is None else f'{size // MIB:,} MiB'})" for pid, size in device.others)
+    if needed is not None and needed > device.total:
         return Check("memory", "fail", found, "`make plan` says what to change in the config")
-    if needed is not None and needed > card.free:
-        who = f"stop {holders}" if holders else "find what holds it: no process is listed, perhaps another container"
+    if needed is not None and needed > device.free:
+        who = f"stop {holders}" if holders else "no process is listed: look in other containers"
         return Check("memory", "fail", found, who)
     if holders:
-        return Check("memory", "warn", f"{found}; also on the card: {holders}", "it takes time and memory from a run")
+        return Check("memory", "warn", f"{found}; also on the GPU: {holders}", "it takes time and memory from the run")
     return Check("memory", "ok", found)

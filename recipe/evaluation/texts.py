@@ -16,7 +16,7 @@ from recipe.conversations.tokens import encode
 from recipe.core.errors import RecipeError
 
 PASSAGE = 1200  # characters: some 300 tokens, which fit into every context
-PROBE_PASSAGES = 60  # some 18,000 tokens: a minute for a small model on two cores
+PROBE_PASSAGES = 24  # some 8,000 tokens: half a minute for a small model on two cores
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 

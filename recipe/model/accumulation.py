@@ -1,63 +1,72 @@
-"""How the frozen layers of a run add where fp16 sums are asked for: tried on its card once, kept in its folder."""
+"""Choose fp16 or fp32 accumulation per layer shape: benchmarked once on the run's GPU, stored, reused on resume."""
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.text import say, snippet
-from recipe.pascal import constants, gemm, probe
+from recipe.pascal import constants, probe
 
-DECISION = "matmul.json"
 Shapes = set[tuple[int, int]]
 
 
-def choose(model: nn.Module, folder: Path, tokens: int, where: torch.device) -> None:
-    """Switch those layers to fp16 sums whose shape is faster so, and right enough; a resumed run does as it began.
+@dataclass(frozen=True)
+class Choice:
+    """Layers of these (in, out) accumulate in fp16, in chunks of `chunk` along K; all others in fp32."""
 
-    Raises RecipeError where an earlier decision cannot be read, or is another model's.
+    shapes: Shapes
+    chunk: int
+
+
+def choose(path: Path, shapes: Shapes, tokens: int, device: torch.device) -> Choice:
+    """The choice stored in `path`, or one made by a benchmark of every (in, out) in `shapes` with `tokens` rows.
+
+    Raises RecipeError if `path` cannot be read or is about other shapes.
     """
-    path, shapes = folder / DECISION, gemm.shapes(model)
     if path.is_file():
-        say(f"sums as {path} says")
+        say(f"using the accumulation dtypes stored in {path}")
     else:
-        decision = decide(shapes, tokens, where)
+        decision = benchmark(shapes, tokens, device)
         with atomic_file(path) as file:
             json.dump(decision, file, indent=1)
-    chunk, chosen = read(path, shapes)
-    gemm.use(model, chosen, chunk)
+    return read(path, shapes)
 
 
-def decide(shapes: Shapes, tokens: int, where: torch.device) -> dict[str, Any]:
-    """The probe's word on every shape, said as it comes."""
+def benchmark(shapes: Shapes, tokens: int, device: torch.device) -> dict[str, Any]:
+    """The content of the file: chunk, tokens and one row per shape. fp16 wins if it is faster and within tolerance."""
     try:
-        races = probe.gemm(where, shapes, tokens)
+        results = probe.benchmark_gemm(device, shapes, tokens)
     except RuntimeError as error:
         reason = snippet(str(error).partition("\n")[0])
-        say(f"fp16 sums do not run on {where}, fp32 is kept: {reason}")
+        say(f"fp16 accumulation does not run on {device}, using fp32: {reason}")
         rows: list[dict[str, Any]] = [{"fan_in": a, "fan_out": b, "fp16": False} for a, b in sorted(shapes)]
     else:
-        for race in races:
-            say(f"{race}: {'fp16 is taken' if race.won else 'fp32 is kept'}")
-        rows = [dataclasses.asdict(race) | {"fp16": race.won} for race in races]
-    torch.cuda.empty_cache()  # the probe's blocks are of sizes that no step has
+        for result in results:
+            say(f"{result}: using {'fp16' if result.fp16_wins else 'fp32'}")
+        rows = [dataclasses.asdict(result) | {"fp16": result.fp16_wins} for result in results]
+    torch.cuda.empty_cache()  # no training step uses blocks of these sizes
     return {"chunk": constants.SPLIT_K, "tokens": tokens, "layers": rows}
 
 
-def read(path: Path, shapes: Shapes) -> tuple[int, Shapes]:
-    """(chunk, the (in, out) that add in fp16) of a decision about just these shapes."""
+def read(path: Path, shapes: Shapes) -> Choice:
+    """The choice stored in `path`. Raises RecipeError if it is not one, or not about exactly these shapes."""
     try:
         decision = json.loads(path.read_text(encoding="utf-8"))
-        known = {(row["fan_in"], row["fan_out"]): row["fp16"] is True for row in decision["layers"]}
+        stored = {(row["fan_in"], row["fan_out"]): row["fp16"] is True for row in decision["layers"]}
         chunk = int(decision["chunk"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} is no decision about sums ({error!r}): delete it to try the card again") from None
-    if known.keys() != shapes or chunk < 1:
-        found = f"chunk {chunk} for layers {sorted(known)}"
-        raise RecipeError(f"{path} has {found}, expected {sorted(shapes)}: delete it to try the card again")
-    return chunk, {shape for shape, fp16 in known.items() if fp16}
+        raise RecipeError(
+            f"{path} does not hold accumulation dtypes ({error!r}): delete it to benchmark the GPU again"
+        ) from None
+    if stored.keys() != shapes or chunk < 1:
+        raise RecipeError(
+            f"{path} has chunk {chunk} for layers {sorted(stored)}, expected {sorted(shapes)}: "
+            "delete it to benchmark the GPU again"
+        )
+    return Choice({shape for shape, fp16 in stored.items() if fp16}, chunk)

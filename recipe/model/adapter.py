@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import LlamaForCausalLM
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel":
-    """A fresh LoRA adapter on `model`, in fp32. The seed is set here, before A is drawn; B starts at zero."""
+    """A fresh LoRA adapter on `model`, in fp32: B is zero, and the seed is set here, before A is drawn.
+
+    Raises RecipeError if a target module is not a linear layer of the decoder.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    # of the decoder's layers: the loss reads lm_head's weight, so an adapter on it would be passed over
+    # modules of the decoder only: the loss uses the weight of lm_head and would skip an adapter on it
     modules = model.model.layers.named_modules()
     known = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
     unknown = set(lora.target_modules) - known
@@ -41,31 +44,45 @@ def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel"
 
 
 def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
-    """A trained adapter on `model`, for inference."""
+    """A trained adapter on `model`, for inference. Raises RecipeError if `check_adapter` does."""
     from peft import PeftModel
 
     check_adapter(path)
     return PeftModel.from_pretrained(model, str(path)).eval()
 
 
-def check_adapter(path: Path, trained: bool = True) -> dict[str, torch.Tensor]:
-    """The adapter's tensors, once it is sure that it was really trained and really saved.
+def write_adapter(model: "PeftModel", folder: Path) -> None:
+    """Save the adapter into an existing folder, with the same bytes in every process."""
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card of peft
+    weights = folder / ADAPTER_FILE
+    content = weights.read_bytes()
+    weights.unlink()  # safetensors makes files that only their owner can read
+    weights.write_bytes(content)
+    # peft keeps target_modules as a set, whose order depends on the hash seed of the process
+    file = folder / CONFIG_FILE
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
-    Raises RecipeError: no file, an A without its B, a value that is not finite, or every B zero, as in the empty
-    adapters that old recipes leave after days (a B of zeros is a LoRA that does nothing; with `trained=False` it may,
-    since warm-up begins with a step of learning rate 0).
+
+def check_adapter(path: Path, trained: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter (fp32), after checking that it was trained and saved completely.
+
+    Raises RecipeError: no file, an A without its B, a value that is not finite, or every B zero, like the empty
+    adapters of old recipes. With `trained=False` B may be zero: warm-up starts with a learning rate of 0.
     """
     from safetensors.torch import load_file
 
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():
-        raise RecipeError(f"{path} holds no {ADAPTER_FILE}: the run did not finish; `make train` goes on with it")
+        raise RecipeError(f"{path} holds no {ADAPTER_FILE}: the run did not finish; `make train` resumes it")
     tensors = load_file(file)
-    settings = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    lacking = [module for module in settings["target_modules"] if not any(f".{module}." in name for name in tensors)]
+    settings = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    missing = [module for module in settings["target_modules"] if not any(f".{module}." in name for name in tensors)]
     pairs = {name.replace(".lora_A.", ".lora_B.") for name in tensors}
-    if not tensors or lacking or not pairs <= tensors.keys() or len(tensors) != 2 * len(pairs):
-        what = f"nothing for {lacking[0]}" if lacking else "an A without its B"
+    if not tensors or missing or not pairs <= tensors.keys() or len(tensors) != 2 * len(pairs):
+        what = f"nothing for {missing[0]}" if missing else "an A without its B"
         raise RecipeError(f"{file} is not a whole adapter ({what} in {len(tensors)} tensors); train again")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from recipe.checkpoints import safetensors
 from recipe.core.errors import RecipeError
+from recipe.core.manifest import check_intact
 from recipe.model import quantized
 from recipe.pascal.attention import packed_attention
-from recipe.pascal.fused import slim
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -20,32 +20,79 @@ ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' 
 
 
 def default_device() -> torch.device:
-    """The card if there is one, else the CPU."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def compute_dtype(where: torch.device) -> torch.dtype:
-    """fp16 on a card (Pascal has no bf16); fp32 on a CPU, where torch 2.0 has no half-precision matmul."""
-    return torch.float16 if where.type == "cuda" else torch.float32
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """fp16 on a GPU (Pascal has no bf16); fp32 on a CPU, where torch 2.0 has no fp16 matmul."""
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer that `convert` left beside the weights."""
+    """The tokenizer beside the converted weights. Raises RecipeError if `path` is not a converted model."""
     from transformers import AutoTokenizer
 
     check_folder(path)
     return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
 
 
-def load_base(path: Path, precision: str, where: torch.device, copy: Path | None = None) -> "LlamaForCausalLM":
-    """Converted weights -> a frozen LlamaForCausalLM in eval mode on `where`.
+def verify_base(path: Path, precision: str) -> Path | None:
+    """The intact quantized copy of the base in `precision`, if there is one.
 
-    precision int8, nf4: the decoder's linear layers are quantised tensor by tensor as they are read, so the unquantised
-    model never exists, and a copy is left beside the weights, which the next call reads instead, to the same bits
-    (`copy`: its folder, where the caller has just found it intact);
-    fp16, fp32: stored as such (on a CPU fp16 weights compute, and so lie, in fp32).
-    Embeddings, norms and lm_head are in the compute dtype. Raises RecipeError on a missing or superfluous tensor.
+    Raises RecipeError if a file of the base is not what its manifest says. With a copy, the weights that it was made
+    from are neither read nor hashed.
     """
+    copy = quantized.find(path, precision)
+    check_intact(path, skip_suffix=".safetensors" if copy else "")
+    return copy
+
+
+def load_cached(path: Path, precision: str, device: torch.device) -> "LlamaForCausalLM":
+    """`load_base` from the quantized copy beside the weights; a missing or stale copy is written for the next start."""
+    copy = quantized.find(path, precision)
+    model = load_base(path, precision, device, copy)
+    if copy is None:
+        save_copy(model, path, precision)
+    return model
+
+
+def save_copy(model: "LlamaForCausalLM", path: Path, precision: str) -> None:
+    """Write the quantized copy of a base that was just loaded from its weights. Nothing to do for fp16 and fp32."""
+    if precision in quantized.PRECISIONS:
+        rest = (item for item in read_tensors(path) if not _is_quantized(model, item[0]))
+        quantized.write(model, path, precision, rest)
+
+
+def load_base(path: Path, precision: str, device: torch.device, copy: Path | None = None) -> "LlamaForCausalLM":
+    """Converted weights -> a frozen LlamaForCausalLM in eval mode on `device`. Writes nothing.
+
+    precision int8, nf4: the linear layers of the decoder are quantized tensor by tensor as they are read, so the whole
+    unquantized model is never in memory; with `copy`, the folder of a quantized copy, they are read from there, with
+    the same bits. fp16, fp32: the dtype in memory (on a CPU fp16 weights become fp32).
+    Embeddings, norms and lm_head have the compute dtype. Raises RecipeError on a missing or unexpected tensor.
+    """
+    model = _empty_model(path)
+    dtype = torch.float32 if precision == "fp32" else compute_dtype(device)
+    name = ""
+    try:
+        if copy:
+            for name, tensors in quantized.read(copy):
+                _restore(model, name, tensors, precision, dtype, device)
+        else:
+            for name, tensor in read_tensors(path):
+                _place(model, name, tensor, precision, dtype, device)
+    except (AttributeError, ValueError) as error:
+        raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
+    model.tie_weights()
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors; convert it again")
+    return model.to(device).requires_grad_(False).eval()
+
+
+def _empty_model(path: Path) -> "LlamaForCausalLM":
+    """The model of config.json with parameters on the meta device and this recipe's attention."""
     from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -54,32 +101,9 @@ def load_base(path: Path, precision: str, where: torch.device, copy: Path | None
     config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = packed_attention
     config._attn_implementation = ATTENTION
-    config._name_or_path = ""  # a path of this machine must not reach the adapter's config
+    config._name_or_path = ""  # a path of this machine must not get into the adapter's config
     with init_empty_weights(include_buffers=False):
-        model = LlamaForCausalLM(config)
-    dtype = torch.float32 if precision == "fp32" else compute_dtype(where)
-    cached = copy or quantized.find(path, precision)
-    try:
-        if cached:
-            for name, tensors in quantized.read(cached):
-                _restore(model, name, tensors, precision, dtype, where)
-        else:
-            for name, tensor in read_tensors(path):
-                _place(model, name, tensor, precision, dtype, where)
-    except (AttributeError, ValueError) as error:
-        raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
-    model.tie_weights()
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors; convert it again")
-    model.to(where).requires_grad_(False).eval()
-    layers = model.model.layers
-    norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    slim([*norms, model.model.norm], [layer.mlp for layer in layers], [layer.self_attn for layer in layers])
-    if precision in quantized.PRECISIONS and not cached:
-        rest = (item for item in read_tensors(path) if not _is_quantised(model, item[0]))
-        quantized.write(model, Path(path), precision, rest)
-    return model
+        return LlamaForCausalLM(config)
 
 
 def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
@@ -89,35 +113,43 @@ def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def check_folder(path: Path) -> None:
-    """Raises RecipeError where `path` is not a converted model."""
+    """Raises RecipeError if `path` is not a converted model."""
     if not (Path(path) / "config.json").is_file():
         raise RecipeError(f"{path} is not a converted model (no config.json): run `python -m recipe.convert` first")
 
 
-def _place(model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dtype: torch.dtype, where: Any) -> None:
+def _place(
+    model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Put one tensor into the model, quantized if `precision` says so. Raises ValueError on a wrong shape."""
     parent_name, _, leaf = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     expected = getattr(parent, leaf).shape
     if tensor.shape != expected:
         raise ValueError(f"found shape {list(tensor.shape)}, expected {list(expected)}")
     if precision in quantized.PRECISIONS and quantized.is_quantised(name, parent):
-        _replace(model, parent_name, quantized.linear(tensor, precision, where, dtype))
+        _replace(model, parent_name, quantized.linear(tensor, precision, device, dtype))
     else:
-        setattr(parent, leaf, nn.Parameter(tensor.to(where, dtype), requires_grad=False))
+        setattr(parent, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
 
 
 def _restore(
-    model: nn.Module, name: str, tensors: dict[str, torch.Tensor], precision: str, dtype: torch.dtype, where: Any
+    model: nn.Module,
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    precision: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """What `_place` did when the quantised copy was made; here `tensors` are all of one module."""
-    if _is_quantised(model, f"{name}.weight"):
-        _replace(model, name, quantized.restored(tensors, precision, where, dtype))
+    """Put all tensors of one module of a quantized copy into the model."""
+    if _is_quantized(model, f"{name}.weight"):
+        _replace(model, name, quantized.restored(tensors, precision, device, dtype))
     else:
         for leaf, tensor in tensors.items():
-            _place(model, f"{name}.{leaf}", tensor, precision, dtype, where)
+            _place(model, f"{name}.{leaf}", tensor, precision, dtype, device)
 
 
-def _is_quantised(model: nn.Module, name: str) -> bool:
+def _is_quantized(model: nn.Module, name: str) -> bool:
     return quantized.is_quantised(name, model.get_submodule(name.rpartition(".")[0]))
 
 

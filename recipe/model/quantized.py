@@ -1,7 +1,7 @@
 """A frozen base in 8 or 4 bits: its linear layers, and a copy of them on the disk beside the weights.
 
-The copy is an artefact with a manifest like any other. It saves a start from reading 13.5 GB to make 7 of them, and is
-only ever a saving: where it is absent, stale, damaged or cannot be written, the weights themselves are read.
+The copy is an artefact with a manifest like any other. With it a start reads 7 GB instead of 13.5. It is never needed:
+where it is absent, stale, damaged or cannot be written, the weights themselves are read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from recipe.checkpoints import safetensors
 from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST, atomic_folder, sha256
-from recipe.core.manifest import hash_inputs, read_manifest, verify, write_manifest
+from recipe.core.manifest import check_intact, hash_inputs, read_manifest, verify, write_manifest
 from recipe.core.text import say
 from recipe.pascal import int8
 from recipe.pascal.int8 import Int8Linear
@@ -29,27 +29,27 @@ SHARD_BYTES = 1_000_000_000
 
 
 def is_quantised(name: str, module: nn.Module) -> bool:
-    """Whether the tensor called `name`, of `module`, is stored in few bits: a decoder layer's linear weight."""
+    """Whether the tensor `name` of `module` is quantized: the weight of a linear layer of the decoder."""
     return isinstance(module, nn.Linear) and ".layers." in name and name.endswith(".weight")
 
 
-def linear(weight: torch.Tensor, precision: str, where: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """A frozen layer without bias that holds `weight` [out, in] in int8 or nf4 and computes in `dtype`.
+def linear(weight: torch.Tensor, precision: str, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """A frozen layer without bias that stores `weight` [out, in] in int8 or nf4 and computes in `dtype`.
 
-    nf4 is bitsandbytes' with double quantisation (Dettmers et al. 2023, arXiv:2305.14314), which has kernels for CUDA
-    alone: raises UnfitError on a CPU.
+    nf4 is that of bitsandbytes with double quantization (Dettmers et al. 2023, arXiv:2305.14314). Its kernels need
+    CUDA: raises UnfitError on a CPU.
     """
     if precision == "int8":
-        return Int8Linear(weight.to(where))
+        return Int8Linear(weight.to(device))
     from bitsandbytes import functional
     from bitsandbytes.nn import Params4bit
 
     layer = _empty_nf4(weight.shape, dtype)
     try:
-        codes, state = functional.quantize_4bit(weight.to(where, dtype), compress_statistics=True, quant_type="nf4")
+        codes, state = functional.quantize_4bit(weight.to(device, dtype), compress_statistics=True, quant_type="nf4")
     except NotImplementedError:
         raise UnfitError(
-            f"base.precision is nf4 on {where.type}, expected a CUDA card: bitsandbytes has no 4-bit kernel for "
+            f"base.precision is nf4 on {device.type}, expected a CUDA GPU: bitsandbytes has no 4-bit kernel for "
             "anything else; set base.precision = int8"
         ) from None
     layer.weight = Params4bit(codes, quant_state=state, quant_type="nf4", bnb_quantized=True, module=layer)
@@ -57,14 +57,17 @@ def linear(weight: torch.Tensor, precision: str, where: torch.device, dtype: tor
     return layer
 
 
-def restored(tensors: dict[str, torch.Tensor], precision: str, where: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """The layer whose `state_dict` is `tensors`, to the bit."""
+def restored(tensors: dict[str, torch.Tensor], precision: str, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """The layer whose `state_dict` is `tensors`, bit for bit.
+
+    int8: `weight` int8 [out, in] and `scale` fp32 [out, 1]; nf4: the names of bitsandbytes.
+    """
     if precision == "int8":
-        return Int8Linear.from_codes(tensors["weight"].to(where), tensors["scale"].to(where))
+        return Int8Linear.from_codes(tensors["weight"].to(device), tensors["scale"].to(device))
     from bitsandbytes.nn import Params4bit
 
     state = {name: tensor for name, tensor in tensors.items() if name != "weight"}
-    weight = Params4bit.from_prequantized(tensors["weight"], state, device=where)
+    weight = Params4bit.from_prequantized(tensors["weight"], state, device=device)
     layer = _empty_nf4(weight.quant_state.shape, dtype)
     layer.weight, layer.quant_state = weight, weight.quant_state
     return layer
@@ -78,7 +81,7 @@ def _empty_nf4(shape: Iterable[int], dtype: torch.dtype) -> "Linear4bit":
 
 
 def folder_of(base: Path, precision: str) -> Path:
-    """Where the copy lies: beside the weights, as weights/llama-7b-int8."""
+    """The folder of the copy, beside the weights: weights/llama-7b-int8."""
     base = Path(base)
     return base.with_name(f"{base.name}-{precision}")
 
@@ -91,20 +94,20 @@ def find(base: Path, precision: str) -> Path | None:
     try:
         manifest = read_manifest(folder)
         if manifest["config"] != {"precision": precision} or manifest["inputs"] != _inputs(base):
-            say(f"{folder} was made from other weights or by other code; it is made again")
+            say(f"{folder} was made from other weights or by other code: it is written again")
             return None
         problems = verify(folder)
     except RecipeError as error:
         problems = [str(error)]
     if problems:
-        say(f"{folder} is damaged and made again: {problems[0]}")
+        say(f"{folder} is damaged and written again: {problems[0]}")
         return None
     say(f"read {folder}, the {precision} copy of {base}: its manifest holds")
     return folder
 
 
 def read(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """(module's name, its tensors by their names within it) of a copy, one module at a time, on the CPU."""
+    """(module name, its tensors by their names within it) of a copy, one module at a time, on the CPU."""
     for shard in safetensors.open_shards(folder):
         names: dict[str, dict[str, LazyTensor]] = {}
         for name, tensor in shard.items():
@@ -115,28 +118,31 @@ def read(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
 
 
 def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Leave a copy of `model`'s quantised layers, and of the `rest` as stored, for the next start. Never raises.
+    """Write a copy of `model`'s quantized layers, and of the `rest` as stored, for the next start.
 
-    `rest` yields (name, tensor) of what is not quantised. A disk that is full or read-only costs a sentence.
+    `rest` yields (name, tensor) of what is not quantized. A full or read-only disk is reported and costs nothing else.
+    Raises RecipeError if the weights that were read are not those of their manifest: the copy would carry its
+    fingerprint and other numbers.
     """
     folder = folder_of(base, precision)
     if not (base / MANIFEST).is_file():
-        return  # nothing to hold a copy against
+        return  # without a manifest there is nothing to compare a copy with
+    check_intact(base)
     if folder.exists() and not _may_be_ours(folder):
-        say(f"no {precision} copy is kept for the next start: {folder} holds something else")
+        say(f"no {precision} copy is written for the next start: {folder} holds something else")
         return
     try:
-        with atomic_folder(folder, ours=True) as partial:
+        with atomic_folder(folder, replace_any=True) as partial:
             _write_shards(partial, model, rest)
             write_manifest(partial, STAGE, {"precision": precision}, _inputs(base), {})
     except OSError as error:
-        say(f"no {precision} copy is kept for the next start ({error}): it will read the weights again")
+        say(f"no {precision} copy is written ({error}): the next start reads the weights again")
     else:
-        say(f"wrote {folder}, {precision} as loaded: the next start reads it instead of {base}")
+        say(f"wrote {folder}, {base} in {precision}: the next start reads it instead")
 
 
 def _write_shards(folder: Path, model: nn.Module, rest: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """All of a module into one file, so that `read` finds it together."""
+    """Shards of about SHARD_BYTES; all tensors of a module are in one, so that `read` can yield them together."""
     shard: list[LazyTensor] = []
     count = 0
     for name, leaves in _modules(model, rest):
@@ -160,7 +166,7 @@ def _write_shard(folder: Path, number: int, tensors: list[LazyTensor]) -> None:
 def _modules(
     model: nn.Module, rest: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """(module's name, its tensors). On the disk a name is module/leaf: a leaf of bitsandbytes' has dots of its own."""
+    """(module name, its tensors). In a file a name is module/leaf: the leaves of bitsandbytes contain dots."""
     for name, module in model.named_modules():
         if is_quantised(f"{name}.weight", module):
             yield name, module.state_dict()
@@ -170,7 +176,7 @@ def _modules(
 
 
 def _may_be_ours(folder: Path) -> bool:
-    """A folder that this module made, whole or not any more; never another stage's output of the same name."""
+    """Whether this module made the folder, intact or not; never true for another stage's output of the same name."""
     if not (folder / MANIFEST).is_file():
         return False
     try:

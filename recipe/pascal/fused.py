@@ -1,9 +1,9 @@
-"""A LLaMA layer's elementwise parts, each keeping one copy of what its backward pass needs and no more.
+"""Fused elementwise operations of a LLaMA layer that keep only what their backward pass needs.
 
-Autograd keeps what every single operation read: of a norm the input in fp32 twice, of the MLP gate, silu and product.
-Written as one function, a norm keeps its input as it came and one number a row, and the MLP its two factors: 40 % less
-of a 7B layer's activations, so that fewer layers, or none, must be recomputed beside the weights. On a CPU it is
-time, too: fewer passes over memory. Norms and MLPs have transformers' values to the bit. Needs torch alone.
+Autograd keeps the inputs of every operation: for a norm its input in fp32 twice, for the MLP gate, silu and product.
+As one function, a norm keeps its input in its own dtype and one number per row, and the MLP its two factors. That is
+40 % less of a 7B layer's activations, so fewer layers need activation checkpointing, or none. On a CPU it also saves
+time: fewer passes over memory. Norms and MLPs equal those of transformers bit for bit. Needs torch alone.
 """
 
 from collections.abc import Iterable
@@ -50,29 +50,29 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(states, cos, sin)
+        return _rotate(states, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(grads[0], cos, -sin), None, None
+        return _rotate(grads[0], cos, -sin), None, None
 
 
-def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Each pair (x, y) of a head's two halves to (x cos - y sin, y cos + x sin)."""
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(x cos - y sin, y cos + x sin) for each pair (x, y) of the two halves of a head."""
     half = states.shape[-1] // 2
-    turned = states * cos
-    turned[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
-    turned[..., half:].addcmul_(states[..., :half], sin[..., half:])
-    return turned
+    rotated = states * cos
+    rotated[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(states[..., :half], sin[..., half:])
+    return rotated
 
 
-def rotated(
+def apply_rotary(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) as transformers' `apply_rotary_pos_emb` has it.
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) as in transformers' `apply_rotary_pos_emb`.
 
-    query and key [rows, heads, n, d], cos and sin [rows, n, d] whose halves along d are equal.
+    query and key [rows, heads, n, d], cos and sin [rows, n, d] with equal halves along d.
     """
     cos, sin = cos[:, None], sin[:, None]
     return _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
@@ -81,7 +81,7 @@ def rotated(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., d] over its root mean square (Zhang and Sennrich 2019, arXiv:1910.07467), in fp32, times a frozen weight.
 
-    The result has x's dtype. Raises ValueError where the weight wants a gradient: it gets none.
+    The result has the dtype of x. Raises ValueError if the weight requires a gradient.
     """
     if weight.requires_grad:
         raise ValueError("a norm's weight requires a gradient, expected a frozen one: rms_norm computes none for it")
@@ -93,23 +93,25 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return _SwiGlu.apply(gate, up)
 
 
-def slim(norms: Iterable[nn.Module], mlps: Iterable[nn.Module], attentions: Iterable[nn.Module]) -> None:
-    """Let transformers' LlamaRMSNorm, LlamaMLP and LlamaAttention modules compute by the functions above, in place.
+def fuse_layers(norms: Iterable[nn.Module], mlps: Iterable[nn.Module], attentions: Iterable[nn.Module]) -> None:
+    """Use the functions above in these LlamaRMSNorm, LlamaMLP and LlamaAttention modules of transformers, in place.
 
-    These modules alone: whoever else uses transformers in this process gets its own functions.
+    Only these modules change; transformers itself is not patched.
     """
     for norm in norms:
         norm.forward = partial(_norm_forward, norm)
     for mlp in mlps:
         mlp.forward = partial(_mlp_forward, mlp)
     for attention in attentions:
-        attention.forward = partial(_finding(type(attention).forward, apply_rotary_pos_emb=rotated), attention)
+        attention.forward = partial(
+            _replace_globals(type(attention).forward, apply_rotary_pos_emb=apply_rotary), attention
+        )
 
 
-def _finding(function: Any, **names: Any) -> FunctionType:
-    """`function` of another module, that finds these objects where it looks for those names of its module."""
-    found = {**function.__globals__, **names}
-    copy = FunctionType(function.__code__, found, function.__name__, function.__defaults__, function.__closure__)
+def _replace_globals(function: Any, **replacements: Any) -> FunctionType:
+    """Copy of `function` with some of its module globals replaced; the module itself is not changed."""
+    names = {**function.__globals__, **replacements}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 

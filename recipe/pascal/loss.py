@@ -1,8 +1,9 @@
-"""The loss without the logits: a vocabulary's width exists for a few rows at a time and is gone before backward.
+"""Fused linear cross entropy: the loss is computed from hidden states in chunks, and the logits are never kept.
 
-Logits of 2,048 tokens over 32,000 pieces are 262 MB in fp32, and autograd would keep them and two more of their size.
-The gradient of a token's loss by its hidden state is (softmax(logits) - one_hot(target)) @ weight, all of which is at
-hand while the logits are. So forward computes it chunk by chunk, and backward only scales it. Needs torch alone.
+Logits of 2,048 tokens over a vocabulary of 32,000 are 262 MB in fp32, and autograd would keep them and two more tensors
+of that size. The gradient of a token's loss by its hidden state is (softmax(logits) - one_hot(target)) @ weight, which
+is known as soon as the logits are. So the forward pass computes it chunk by chunk and the backward pass only scales it
+(the idea of Liger Kernel's fused linear cross entropy, Hsu et al. 2024, arXiv:2410.10989). Needs torch alone.
 """
 
 from typing import Any
@@ -17,15 +18,15 @@ class _ChunkedNll(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int) -> Any:
         wide = torch.promote_types(weight.dtype, torch.float32)  # softmax in fp16 would lose the small probabilities
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        # unscaled fp16 gradients of confident tokens would be subnormal, and Trainer's loss scale only comes later
+        # without the loss scale, which Trainer applies later, fp16 gradients of confident tokens would be subnormal
         grad = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if ctx.needs_input_grad[0] else None
-        room = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=weight.dtype)
-        wide_room = torch.empty_like(room, dtype=wide)  # made once: fresh pages for every chunk would cost a CPU more
+        logit_buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=weight.dtype)
+        wide_buffer = torch.empty_like(logit_buffer, dtype=wide)  # reused: new pages for every chunk are slow
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             target = targets[rows, None]
-            logits = torch.mm(hidden[rows].to(weight.dtype), weight.t(), out=room[: len(target)])
-            log_chances = torch.ops.aten._log_softmax.out(logits.to(wide), 1, False, out=wide_room[: len(target)])
+            logits = torch.mm(hidden[rows].to(weight.dtype), weight.t(), out=logit_buffer[: len(target)])
+            log_chances = torch.ops.aten._log_softmax.out(logits.to(wide), 1, False, out=wide_buffer[: len(target)])
             total -= log_chances.gather(1, target).sum()
             if grad is not None:
                 slope = log_chances.exp_()
@@ -47,11 +48,24 @@ def chunked_nll(
     """Summed negative log-likelihood in nats (a scalar, fp32) of `targets` under logits hidden @ weight.T.
 
     hidden [n, d] of any float dtype: only the positions that predict a trained token; weight [v, d], frozen, whose
-    dtype the matmuls have (fp16 on a card, fp32 on a CPU); targets [n] int64 in 0..v-1. Above its inputs it holds one
-    fp32 gradient [n, d] and `chunk` rows of logits. Raises ValueError where the weight wants a gradient: it gets none.
+    dtype is that of the matmuls (fp16 on a GPU, fp32 on a CPU); targets [n] int64 in 0..v-1. Needs memory for one
+    fp32 gradient [n, d] and `chunk` rows of logits. Raises ValueError if the weight requires a gradient.
     """
     if weight.requires_grad:
         raise ValueError(
             "lm_head's weight requires a gradient, expected a frozen one: chunked_nll computes none for it"
         )
     return _ChunkedNll.apply(hidden, weight, targets, chunk)
+
+
+@torch.no_grad()
+def token_nll(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = LOGIT_ROWS
+) -> torch.Tensor:
+    """Negative log-likelihood in nats of each of `targets`, [n] fp32, without gradients; see `chunked_nll`."""
+    out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        logits = (hidden[rows].to(weight.dtype) @ weight.t()).float()
+        out[rows] = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none")
+    return out

@@ -1,4 +1,4 @@
-"""Does the arithmetic this recipe rests on come out right on this device, and which is faster? Seconds, torch alone."""
+"""Checks and benchmarks on this device: int8, attention and fp16 accumulation. Takes seconds, needs torch alone."""
 
 import statistics
 import time
@@ -13,13 +13,13 @@ from recipe.pascal.gemm import matmul
 from recipe.pascal.int8 import Int8Linear, dequantize
 
 Function = Callable[..., torch.Tensor]
-# Relative error (Frobenius norm) against fp32 that fp16 inputs and a fp16 result explain: 2^-11 each, and room.
+# Relative error (Frobenius norm) against fp32: rounding of fp16 inputs and result, 2^-11 each, with a margin.
 TOLERANCE = {torch.float16: 5e-3, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`error` is the larger of forward's and backward's, relative to fp32 on the same device."""
+    """`error`: the largest of output and input gradients, relative to fp32 on the same device."""
 
     finite: bool
     error: float
@@ -31,8 +31,11 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Race:
-    """A frozen layer's two products with fp16 sums (gemm.py) beside torch's with fp32 sums: error, milliseconds."""
+class GemmBenchmark:
+    """Forward and backward matmul of a frozen layer: fp16 accumulation (gemm.py) and torch's fp32 accumulation.
+
+    `error` of fp16, relative to fp32; milliseconds for both matmuls.
+    """
 
     fan_in: int
     fan_out: int
@@ -41,21 +44,21 @@ class Race:
     fp32_ms: float
 
     @property
-    def won(self) -> bool:
-        """fp16 sums are right enough, and faster."""
+    def fp16_wins(self) -> bool:
+        """fp16 accumulation is faster and within the tolerance."""
         return self.error <= TOLERANCE[torch.float16] and self.fp16_ms < self.fp32_ms
 
     def __str__(self) -> str:
-        times = f"fp16 sums {self.fp16_ms:.2f} ms, fp32 sums {self.fp32_ms:.2f} ms, error {self.error:.1e}"
+        times = f"fp16 accumulation {self.fp16_ms:.2f} ms, fp32 {self.fp32_ms:.2f} ms, error {self.error:.1e}"
         return f"{self.fan_in} to {self.fan_out}: {times}"
 
 
 def int8(device: torch.device, dtype: torch.dtype, tokens: int = 64, width: int = 4096) -> Probe:
-    """A frozen int8 layer of a 7B's width, forward and backward, on inputs that overflow a scale-last product."""
+    """An int8 layer of the width of a 7B model, forward and backward, on inputs that overflow if scaled last."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(width, width, generator=generator) * 0.02
     layer = Int8Linear(weight.to(device))
-    x = 30 * torch.randn(tokens, width, generator=generator)  # outputs near 80, their codes' sums beyond 65,504
+    x = 30 * torch.randn(tokens, width, generator=generator)  # outputs near 80; before scaling, beyond 65,504
     x[:, :8] *= 40  # the outlier channels of real activations
     x = x.to(device, dtype)
     exact = dequantize(layer.weight, layer.scale, torch.float32)
@@ -63,9 +66,9 @@ def int8(device: torch.device, dtype: torch.dtype, tokens: int = 64, width: int 
 
 
 def attention(device: torch.device, dtype: torch.dtype, length: int = 256, heads: int = 8, width: int = 128) -> Probe:
-    """One causal attention without a mask, as attention.py calls it, against the plain formula in fp32.
+    """A causal attention without a mask, as attention.py calls it, against the plain formula in fp32.
 
-    On a card torch may take its memory-efficient kernel alone: RuntimeError where that does not run there.
+    On a GPU only torch's memory-efficient kernel is allowed. Raises RuntimeError if it does not run there.
     """
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, length, width, generator=generator).to(device, dtype) for _ in range(3))
@@ -82,15 +85,15 @@ def attention(device: torch.device, dtype: torch.dtype, length: int = 256, heads
     return _compare(fused, plain, [query, key, value], dtype)
 
 
-def gemm(device: torch.device, shapes: Iterable[tuple[int, int]], tokens: int) -> list[Race]:
-    """Forward and backward of a layer of each (in, out) on `tokens` rows, in both ways.
+def benchmark_gemm(device: torch.device, shapes: Iterable[tuple[int, int]], tokens: int) -> list[GemmBenchmark]:
+    """fp16 and fp32 accumulation in a layer of each (in, out) with `tokens` rows.
 
-    Raises RuntimeError where cuBLAS has no such product or the card no memory.
+    Raises RuntimeError if cuBLAS refuses the call or the GPU has too little memory.
     """
-    return [_race(device, fan_in, fan_out, tokens) for fan_in, fan_out in sorted(shapes)]
+    return [_benchmark_layer(device, fan_in, fan_out, tokens) for fan_in, fan_out in sorted(shapes)]
 
 
-def _race(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> Race:
+def _benchmark_layer(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> GemmBenchmark:
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(rows: int, columns: int) -> torch.Tensor:
@@ -101,33 +104,34 @@ def _race(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> Race:
     x[:, :8] *= 40  # the outlier channels of real activations
     pairs = [(x.half(), weight.t()), (normal(tokens, fan_out).half(), weight)]
     error = max(_error(*pair) for pair in pairs)
-    return Race(fan_in, fan_out, error, _milliseconds(matmul, pairs), _milliseconds(torch.matmul, pairs))
+    times = [median_milliseconds(function, pairs) for function in (matmul, torch.matmul)]
+    return GemmBenchmark(fan_in, fan_out, error, *times)
 
 
 def _error(x: torch.Tensor, weight: torch.Tensor, rows: int = 256) -> float:
-    """Of fp16 sums against fp32's, over the first rows, the reference's copies being twice as wide."""
+    """Relative error of fp16 accumulation over the first rows: the fp32 reference needs twice the memory."""
     y, exact = matmul(x[:rows], weight).float(), x[:rows].float().matmul(weight.float())
     return float((y - exact).norm() / exact.norm()) if bool(torch.isfinite(y).all()) else float("inf")
 
 
-def _milliseconds(way: Function, pairs: list[tuple[torch.Tensor, torch.Tensor]], repeats: int = 7) -> float:
-    """The median, after a first time that loads the kernels; the card is waited for."""
+def median_milliseconds(function: Function, pairs: list[tuple[torch.Tensor, torch.Tensor]], repeats: int = 7) -> float:
+    """Median time of `function` on all pairs, without a first run that loads the kernels. Waits for the GPU."""
     times = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         for x, weight in pairs:
-            way(x, weight)
+            function(x, weight)
         if pairs[0][0].is_cuda:
             torch.cuda.synchronize(pairs[0][0].device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:]) * 1e3
 
 
-def _compare(ours: Function, reference: Function, inputs: list[torch.Tensor], dtype: torch.dtype) -> Probe:
-    """Output and input gradients of two functions of the same numbers, the second in fp32."""
+def _compare(function: Function, reference: Function, inputs: list[torch.Tensor], dtype: torch.dtype) -> Probe:
+    """Output and input gradients of `function`, in its dtype, against those of `reference` in fp32."""
     low = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     high = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    y, expected = ours(*low), reference(*high)
+    y, expected = function(*low), reference(*high)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device, y.dtype)
     y.backward(upstream)
     expected.backward(upstream.float())

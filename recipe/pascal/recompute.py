@@ -1,8 +1,8 @@
-"""Recompute the activations of as many decoder layers as memory asks for, and of no more.
+"""Activation checkpointing for the first n decoder layers (Chen et al. 2016, arXiv:1604.06174).
 
-Checkpointing every layer costs a third of the FLOPs. Each layer that keeps its activations saves its share of that, so
-the number is a choice. transformers' own switch knows all or nothing, and drops the extra keyword arguments by which a
-pack's lengths reach the attention. Needs torch alone.
+Checkpointing every layer adds a third to the FLOPs, and each layer that keeps its activations saves its share of that.
+So the number of layers is a setting. transformers' own switch is all or nothing, and drops the keyword arguments that
+carry the lengths of a pack to the attention. Needs torch alone.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _Recomputed:
-    """A layer's forward that keeps its input and its arguments, and runs again in backward."""
+    """The forward of a layer: keeps its arguments only, and runs again in the backward pass."""
 
     def __init__(self, forward: Any) -> None:
         self.forward = forward
@@ -21,19 +21,17 @@ class _Recomputed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # the reentrant kind finds no gradient where the input has none, as over a frozen embedding, and drops kwargs
+        # the reentrant variant fails if the input needs no gradient (frozen embedding), and drops kwargs
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
 
 
 def recompute_first(layers: nn.ModuleList, count: int) -> None:
-    """Let the first `count` of `layers` recompute their activations in backward, the others keep theirs.
+    """Use activation checkpointing in the first `count` of `layers`, and in no other. Replaces an earlier choice.
 
-    -1 is all of them. What an earlier call chose is undone. Dropout draws the same numbers both times. Raises
-    ValueError where there are fewer layers.
+    Dropout draws the same numbers in both passes. Raises ValueError if there are fewer layers.
     """
-    if not -1 <= count <= len(layers):
-        raise ValueError(f"asked to recompute {count} of {len(layers)} layers, expected -1 (all) to {len(layers)}")
-    count = len(layers) if count == -1 else count
+    if not 0 <= count <= len(layers):
+        raise ValueError(f"asked to recompute {count} of {len(layers)} layers, expected 0 to {len(layers)}")
     for number, layer in enumerate(layers):
         if isinstance(layer.__dict__.get("forward"), _Recomputed):
             del layer.forward

@@ -1,8 +1,8 @@
-"""Causal attention in blocks of queries: on a CPU what torch's memory-efficient kernel is on a card.
+"""Tiled causal attention for a CPU, in the memory-efficient form of Rabe and Staats 2021 (arXiv:2112.05682).
 
-torch 2.0.1 has no such kernel for a CPU: it forms the S x S scores, masks half of them away and keeps the rest for
-backward. Here a block of queries meets the keys up to its own end only, which is half the work, and backward forms the
-scores again, so that nothing of S x S is ever kept. Needs torch alone.
+torch 2.0.1 has such a kernel for a GPU only: on a CPU it computes the S x S scores, masks half of them and keeps them
+for the backward pass. Here a tile of queries meets only the keys up to its own end, which is half the work, and the
+backward pass computes the scores again, so nothing of size S x S is ever kept. Needs torch alone.
 """
 
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-BLOCK = 64  # queries: the scores of a group of heads over thousands of keys are a few MB, as much as caches hold
+TILE = 64  # queries: the scores of a group of heads over thousands of keys are a few MB and fit the caches
 
 
-class _BlockedCausal(torch.autograd.Function):
-    """On [groups, heads of a group, n, d] queries and [groups, n, d] keys and values."""
+class _TiledCausal(torch.autograd.Function):
+    """Queries [groups, heads of a group, n, d], keys and values [groups, n, d]."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         output = torch.empty_like(query)
-        for rows, seen in _blocks(query.shape[2]):
+        for rows, seen in _tiles(query.shape[2]):
             weights = _weights(query[:, :, rows], key[:, seen])
             output[:, :, rows] = _split(torch.bmm(weights, value[:, seen]), query)
         return output
@@ -29,7 +29,7 @@ class _BlockedCausal(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query, key, value = ctx.saved_tensors
         by_query, by_key, by_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for rows, seen in _blocks(query.shape[2]):
+        for rows, seen in _tiles(query.shape[2]):
             grad = grads[0][:, :, rows].flatten(1, 2)
             weights = _weights(query[:, :, rows], key[:, seen])
             by_value[:, seen].baddbmm_(weights.transpose(1, 2), grad)
@@ -41,25 +41,25 @@ class _BlockedCausal(torch.autograd.Function):
         return by_query.mul_(scale), by_key.mul_(scale), by_value
 
 
-def blocked_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(query key^T / sqrt(d)) value, each query over the keys up to its own place.
+def tiled_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d)) value, each query over the keys up to its own position.
 
     query [1, heads, n, d], key and value [1, kv_heads, n, d], of one dtype -> [1, heads, n, d]; what
     F.scaled_dot_product_attention(..., is_causal=True) gives for repeated keys and values.
     """
     groups = key.shape[1]
-    return _BlockedCausal.apply(query[0].unflatten(0, (groups, -1)), key[0], value[0]).flatten(0, 1)[None]
+    return _TiledCausal.apply(query[0].unflatten(0, (groups, -1)), key[0], value[0]).flatten(0, 1)[None]
 
 
-def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
-    """(a block of queries, the keys that they may see)"""
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
+def _tiles(length: int) -> Iterator[tuple[slice, slice]]:
+    """(a tile of queries, the keys that they may attend to)"""
+    for start in range(0, length, TILE):
+        end = min(start + TILE, length)
         yield slice(start, end), slice(0, end)
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Softmax [groups, heads * b, k] of the scores of the last b of k places."""
+    """Softmax [groups, heads * b, k] of the scores of the last b of k positions."""
     rows = query.shape[2]
     scores = torch.bmm((query * query.shape[-1] ** -0.5).flatten(1, 2), key.transpose(1, 2))
     future = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu_(1)

@@ -1,18 +1,16 @@
-"""report.html: the corpus to look at, in one file without scripts, fonts or pictures from elsewhere.
+"""report.html: the corpus in one file, without scripts and without fonts or images from elsewhere.
 
-Conversations are untrusted text. All of it goes through `_safe`, and the page's own policy forbids every script, so
-that markup in a conversation could not run even if it got through.
+Conversations are untrusted text. All of it goes through `_safe`, and the page's own policy forbids every script: markup
+in a conversation could not run even if it got through.
 """
 
 import html as escaping
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipe.core.text import printable
-from recipe.reports.corpus import Section, sections
+from recipe.reports.corpus import Cell, Section, sections, show
 
-BARS = ("Tokens of", "Turns of", "Languages")  # sections whose last column is drawn
 Shown = tuple[str, str, list[tuple[str, bool]]]  # id, source, (text, trained) of every token
 
 _HEAD = """<!doctype html>
@@ -36,11 +34,12 @@ summary { cursor: pointer }
 
 
 def html(results: Mapping[str, Any], settings: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:
-    """The page: what report.md says, and samples as rendered, token by token, what has a loss coloured."""
+    """The page: the sections of report.md, and samples as rendered, token by token, with trained tokens coloured."""
     out = [_HEAD, "<h1>Corpus</h1>"]
     out += map(_section, sections(results, settings))
     out.append(
-        '<h2>Samples</h2><p>As rendered for training, token by token; <span class="trained">what has a loss</span>.</p>'
+        "<h2>Samples</h2><p>As rendered for training, token by token; "
+        '<span class="trained">trained tokens</span> are coloured.</p>'
     )
     for title, samples in shown.items():
         out.append(f"<h3>{_safe(title)}</h3>")
@@ -49,28 +48,26 @@ def html(results: Mapping[str, Any], settings: Mapping[str, Any], shown: Mapping
 
 
 def _section(section: Section) -> str:
-    title, text, (heading, *rows) = section
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    if title.startswith(BARS):
-        body = _with_bars(rows)
-    head = "".join(map(_cell, heading, rows[0], itertools.repeat("th")))
-    paragraph = f"<p>{_safe(text)}</p>" if text else ""
-    return f"<h2>{_safe(title)}</h2>{paragraph}<table><tr>{head}</tr>\n{body}</table>"
-
-
-def _with_bars(rows: Sequence[Sequence[str]]) -> str:
-    counts = [int(row[-1].replace(",", "")) for row in rows]
-    most = max(counts)
-    widths = [round(24 * count / most, 2) for count in counts]
-    return "".join(
-        f'<tr>{"".join(map(_cell, row))}<td><span class="bar" style="width:{width}rem"></span></td></tr>\n'
-        for row, width in zip(rows, widths, strict=True)
+    numbers = [not isinstance(cell, str) for cell in section.rows[0]]
+    head = "".join(_cell(title, number, "th") for title, number in zip(section.heading, numbers, strict=True))
+    bars = _bars(section.rows) if section.chart else [""] * len(section.rows)
+    body = "".join(
+        f"<tr>{''.join(_cell(show(cell), not isinstance(cell, str)) for cell in row)}{bar}</tr>\n"
+        for row, bar in zip(section.rows, bars, strict=True)
     )
+    paragraph = f"<p>{_safe(section.text)}</p>" if section.text else ""
+    return f"<h2>{_safe(section.title)}</h2>{paragraph}<table><tr>{head}</tr>\n{body}</table>"
 
 
-def _cell(text: str, like: str = "", tag: str = "td") -> str:
-    """A cell; numbers, and what stands above one (`like`), to the right."""
-    number = (like or text).replace(",", "").replace(".", "").rstrip("%").isdecimal()
+def _bars(rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """A cell with a bar for each row, as long as its last number."""
+    counts = [row[-1] for row in rows if isinstance(row[-1], int)]
+    most = max(counts)
+    return [f'<td><span class="bar" style="width:{24 * count / most:.2f}rem"></span></td>' for count in counts]
+
+
+def _cell(text: str, number: bool, tag: str = "td") -> str:
+    """A table cell; numbers are aligned to the right."""
     return f'<{tag} class="number">{_safe(text)}</{tag}>' if number else f"<{tag}>{_safe(text)}</{tag}>"
 
 
@@ -85,5 +82,5 @@ def _sample(sample: Shown) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text that a browser shows and nothing else: no markup, and no control or bidirectional characters."""
+    """Text that a browser only shows: no markup, and no control or bidirectional characters."""
     return escaping.escape(printable(text, keep="\n\t"), quote=True)

@@ -1,37 +1,93 @@
-"""Samples as tensors: a prepared corpus file -> token ids and labels -> packs, conversations side by side."""
+"""Samples as tensors: a prepared corpus file -> token ids and labels -> packs of whole conversations."""
 
+import functools
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipe.conversations.messages import Message
-from recipe.conversations.packing import pack, saved, schedule
+from recipe.conversations.packing import fill, saved, schedule
+from recipe.conversations.samples import read_samples
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import encode
-from recipe.core.config import Train
 from recipe.core.errors import RecipeError
 from recipe.core.text import progress
 from recipe.model.likelihood import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
 
 
-def read_samples(file: Path) -> Iterator[list[Message]]:
-    """The messages of each line of a prepared train.jsonl or val.jsonl."""
-    if not file.is_file():
-        raise RecipeError(f"no prepared corpus at {file}: run `python -m recipe.corpus` first")
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
-            yield [Message(**message) for message in json.loads(line)["messages"]]
+class PackedDataset(torch.utils.data.Dataset):
+    """The packs of a whole run in order, each within a token budget. Built once, it never changes.
+
+    Two conversations of 7 and 6 tokens with a common prefix of 3, `S` its tokens, `u` a user's, `a` an assistant's,
+    `e` the end of a sequence, `.` the label -100:
+
+        conversation 1   S0 S1 S2 u3 a4 a5 e6        conversation 2   S0 S1 S2 u3 a4 e5
+        labels            .  .  .  .  a4 a5 e6       labels            .  .  .  .  a4 e5
+
+    become one pack of 10 tokens, in which the prefix is stored once:
+
+                          conversation 1              | conversation 2
+        input_ids         S0 S1 S2 u3 a4 a5 e6        | u3 a4 e5
+        position_ids       0  1  2  3  4  5  6        |  3  4  5       positions restart after the prefix
+        labels             .  .  .  . a4 a5 e6        |  . a4 e5       the first token of each is never a target:
+                                                                       the token before it belongs to another
+        lengths           [7, 6]                                       with the prefix, so their sum is 13
+        prefix            3
+
+    Attention of conversation 2 (document masking): its queries see the prefix and its own past, never conversation 1.
+
+        keys              S0 S1 S2 u3 a4 a5 e6 | u3 a4 e5
+        query u3           x  x  x  .  .  .  . |  x  .  .
+        query a4           x  x  x  .  .  .  . |  x  x  .
+        query e5           x  x  x  .  .  .  . |  x  x  x
+
+    No mask of that shape exists: `packed_attention` cuts the pack at `lengths` and makes one causal call for each
+    conversation, with the prefix put before it. Which conversations share a pack changes no loss.
+    """
+
+    def __init__(
+        self, rows: "Dataset", budget: int, seed: int = 0, epochs: float = 1.0, packs_per_step: int = 1
+    ) -> None:
+        """rows: `input_ids`, `labels` (see `encode_file`); budget: tokens of a pack; the number of packs is a multiple
+        of `packs_per_step`."""
+        self.rows = rows
+        self.budget = budget
+        self.lengths = [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
+        self.prefix = common_prefix(rows)
+        self.packs = schedule(self.lengths, budget, seed, epochs, packs_per_step, self.prefix)
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The pack with this number, as `collate` makes it."""
+        return collate([self.rows[row] for row in self.packs[number]], self.prefix)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
+
+    @property
+    def fill(self) -> float:
+        """The share of the packs' token budget that is used."""
+        return fill(self.packs, self.lengths, self.budget, self.prefix)
+
+    @functools.cached_property
+    def trained_tokens(self) -> int:
+        """Tokens with a loss in one pass over all rows."""
+        return int(sum((labels[1:] != IGNORED).sum() for labels in self.rows.with_format("numpy")["labels"]))
 
 
-def encode_file(file: Path, tokenizer: Any, template: str) -> "Dataset":
-    """Arrow rows `input_ids`, `labels` (int32, unshifted, -100 where no loss is) of every sample of a prepared file."""
+def encode_file(file: Path, tokenizer: "PreTrainedTokenizerFast", template: str) -> "Dataset":
+    """Arrow rows of every sample of a prepared file: `input_ids` and `labels`, int32 [tokens], not shifted.
+
+    A label is -100 where no loss is computed. Raises RecipeError if the file is missing or has no sample.
+    """
     import numpy as np
     from datasets import Dataset
 
@@ -41,60 +97,42 @@ def encode_file(file: Path, tokenizer: Any, template: str) -> "Dataset":
         ids.append(np.array(sample_ids, dtype=np.int32))
         labels.append(np.array(sample_labels, dtype=np.int32))
     if not ids:
-        raise RecipeError(f"{file} holds no sample: prepare the corpus again with other sources")
+        raise RecipeError(f"{file} has no sample, expected at least one: prepare the corpus again with other sources")
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
-def lengths(rows: "Dataset") -> list[int]:
-    """Tokens of every row."""
-    return [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
+def common_prefix(rows: "Dataset") -> int:
+    """Length of the longest common token prefix of all rows (the system prompt).
 
-
-def shared_start(rows: "Dataset") -> int:
-    """How many tokens, the same ones, all rows begin with, none of them predicting a trained one: the system prompt.
-
-    0 where so few that sharing them saves nothing.
+    None of its tokens predicts a trained one. 0 if sharing the prefix saves nothing.
     """
-    first, shared = None, 0
+    first, length = None, 0
     for batch in rows.with_format("numpy").iter(1000):
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             before_loss = max(0, int((labels != IGNORED).argmax()) - 1)
-            first, shared = (ids, before_loss) if first is None else (first, min(shared, before_loss))
-            same = ids[:shared] == first[:shared]
-            shared = shared if same.all() else int(same.argmin())
-            if not saved(shared):
+            first, length = (ids, before_loss) if first is None else (first, min(length, before_loss))
+            same = ids[:length] == first[:length]
+            length = length if same.all() else int(same.argmin())
+            if not saved(length):
                 return 0
-    return shared
+    return length
 
 
-def packs_of(rows: "Dataset", train: Train, shared: int) -> list[list[int]]:
-    """The packs of the whole run, in order."""
-    return schedule(lengths(rows), train.micro_batch_tokens, train.seed, train.epochs, train.accumulation, shared)
+def collate(samples: list[dict[str, list[int]]], prefix: int = 0) -> dict[str, Any]:
+    """One pack: `input_ids`, `position_ids`, `labels`, int64 [1, tokens] each, `lengths` (ints) and `prefix` (an int).
 
-
-def collate(samples: list[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:
-    """One pack: `input_ids`, `position_ids`, `labels`, each [1, tokens] int64, `lengths`, a list of ints, and `shared`.
-
-    Positions restart with every conversation, and the first token of each is no target: the one before is another's.
-    The first `shared` tokens of all are the same (`shared_start`), so only the first conversation brings them.
+    All samples begin with the same `prefix` tokens, which only the first one contributes. See `PackedDataset`.
     """
-    starts = [0] + [shared] * (len(samples) - 1)
-    cut = list(zip(samples, starts, strict=True))
+    starts = [0] + [prefix] * (len(samples) - 1)
+    pairs = list(zip(samples, starts, strict=True))
     return {
-        "input_ids": _row(sample["input_ids"][start:] for sample, start in cut),
-        "position_ids": _row(range(start, len(sample["input_ids"])) for sample, start in cut),
-        "labels": _row([IGNORED, *sample["labels"][start + 1 :]] for sample, start in cut),
+        "input_ids": _join(sample["input_ids"][start:] for sample, start in pairs),
+        "position_ids": _join(range(start, len(sample["input_ids"])) for sample, start in pairs),
+        "labels": _join([IGNORED, *sample["labels"][start + 1 :]] for sample, start in pairs),
         "lengths": [len(sample["input_ids"]) for sample in samples],
-        "shared": shared,
+        "prefix": prefix,
     }
 
 
-def _row(parts: Iterable[Iterable[int]]) -> torch.Tensor:
-    return torch.tensor([list(itertools.chain.from_iterable(parts))])
-
-
-def batches(rows: "Dataset", budget: int) -> Iterator[dict[str, Any]]:
-    """All rows in packs of at most `budget` tokens. Which share one never changes a sum."""
-    shared = shared_start(rows)
-    for chosen in pack(lengths(rows), budget, seed=0, shared=shared):
-        yield collate([rows[row] for row in chosen], shared)
+def _join(sequences: Iterable[Iterable[int]]) -> torch.Tensor:
+    return torch.tensor([list(itertools.chain.from_iterable(sequences))])

@@ -1,52 +1,83 @@
-"""Checkpoints: sealed with a manifest when saved, verified before a run resumes from them."""
+"""Checkpoints on the disk: the newest whole one, damaged ones set aside, old ones removed."""
 
+import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainerCallback
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import digest
-from recipe.core.manifest import check_intact, read_manifest, write_manifest
+from recipe.core.manifest import check_intact, read_manifest
 from recipe.core.text import say
-from recipe.model.adapter import check_adapter
+
+STAGE = "checkpoint"
 
 
-class SealCheckpoint(TrainerCallback):
-    """Check the adapter in a checkpoint and give it a manifest: without one it counts as half-written."""
-
-    def __init__(self, packs: list[list[int]]) -> None:
-        self.inputs = {"packs": digest(packs)}
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        check_adapter(folder, trained=False)
-        write_manifest(folder, "checkpoint", {}, self.inputs, {"step": state.global_step})
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, newest first. Files, links and other names are not this recipe's."""
+    paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,12}", path.name)]
+    paths = [path for path in paths if path.is_dir() and not path.is_symlink()]
+    return sorted(paths, key=_step, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint under `folder`; damaged ones are said and removed.
-
-    Its files are this run's own pickles: they are opened only because every hash in its manifest holds.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
+    """The newest whole checkpoint in `folder`. A damaged one is reported and renamed, never removed."""
+    for path in list_checkpoints(folder):
         try:
             check_intact(path)
-        except RecipeError as error:
-            say(f"{path.name} is damaged or was not finished and is removed: {error}")
-            shutil.rmtree(path)
+        except (RecipeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            aside = set_aside(path)
+            say(f"{path.name} is damaged or incomplete and was renamed to {aside.name}: {error}")
         else:
             return path
     return None
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to a name that is not in use; the new path. It may be all that is left of a run."""
+    number = 1
+    while (aside := path.with_name(f"damaged-{path.name}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the checkpoints that a killed process was writing."""
+    for path in folder.glob(".checkpoint-*"):
+        if re.fullmatch(r"\.checkpoint-\d+\.(partial|old)", path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints. To be called when the newest one is complete."""
+    for path in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(path)
+
+
+def hash_packs(packs: list[list[int]]) -> dict[str, str]:
+    """The `inputs` of a checkpoint's manifest."""
+    return {"packs": digest(packs)}
+
+
 def check_packs(checkpoint: Path, packs: list[list[int]]) -> None:
-    """Raises RecipeError where another version of this code packed otherwise: a run goes on by skipping packs."""
-    if read_manifest(checkpoint)["inputs"] != {"packs": digest(packs)}:
+    """Raises RecipeError if the checkpoint was made with other packs: a run resumes by skipping packs."""
+    if read_manifest(checkpoint)["inputs"] != hash_packs(packs):
         raise RecipeError(
-            f"{checkpoint} was made over other packs than this version of the recipe makes, or does not say over "
-            "which, so going on would train on some conversations twice and on others never: go on with the version "
-            f"that began the run, or remove {checkpoint.parent} to start it over"
+            f"{checkpoint} was made with other packs than this version of the recipe makes, so a resumed run would "
+            "train on some conversations twice and on others never: resume with the version that began the run, or "
+            f"remove {checkpoint.parent} to start it over"
         )
+
+
+def report_threads(checkpoint: Path, threads: int) -> None:
+    """Say that the checkpoint was written with another number of CPU threads, if it was."""
+    earlier = read_manifest(checkpoint).get("results", {}).get("threads")
+    if earlier != threads:
+        say(
+            f"{checkpoint.name} was written with {earlier} CPU threads and this process uses {threads}: sums are "
+            "added in another order, so the resumed run is not bit-identical to an uninterrupted one "
+            f"(set OMP_NUM_THREADS={earlier} for that)"
+        )
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

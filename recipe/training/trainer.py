@@ -1,42 +1,69 @@
-"""Hugging Face's Trainer with the loss normalised over the trained tokens of an optimizer step."""
+"""Hugging Face's Trainer with packs, a loss normalized over the optimizer step, and checkpoints of this recipe."""
 
-from functools import partial
+import operator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from recipe.core.config import Train
 from recipe.core.errors import RecipeError
-from recipe.model.likelihood import causal_lm, held_out_nll, trained_nll
-from recipe.pascal.recompute import recompute_first
+from recipe.core.files import atomic_folder
+from recipe.core.manifest import write_manifest
+from recipe.core.run import Run
+from recipe.core.text import say
+from recipe.model.adapter import check_adapter, write_adapter
+from recipe.model.likelihood import trained_nll, validation_nll
 from recipe.training.callbacks import Progress
-from recipe.training.dataset import batches, collate, packs_of, shared_start
-from recipe.training.resume import SealCheckpoint
+from recipe.training.dataset import PackedDataset
+from recipe.training.resume import STAGE, hash_packs, rotate
+from recipe.training.state import random_state, read_state, set_random_state, write_state
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 
 
-class LoraTrainer(Trainer):
-    """Trainer with the loss normalised over the trained tokens of the whole optimizer step."""
+@dataclass(frozen=True)
+class TrainResults:
+    """The numbers of a finished run; the same on every replay with as many threads."""
 
-    def __init__(self, *args: Any, packs: list[list[int]], budget: int, shared: int, **kwargs: Any) -> None:
+    steps: int
+    packs: int
+    prefix_tokens: int  # common prefix of all conversations
+    fill: float  # share of the packs' token budget that is used
+    samples: int
+    tokens: int
+    trained_tokens: int
+    first_loss: float | None
+    last_loss: float | None
+    validation_loss: float
+    threads: int  # CPU threads: they decide the order in which sums are added
+
+
+class LoraTrainer(Trainer):
+    """Trainer on a `PackedDataset`: the loss is the mean over the trained tokens of the whole optimizer step."""
+
+    train_dataset: PackedDataset
+    eval_dataset: PackedDataset
+
+    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.packs = packs  # of the whole run, in order
-        self.budget = budget  # tokens of a pack
-        self.shared = shared  # tokens that all conversations begin with
+        self.keep_checkpoints = keep_checkpoints
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
-        self.tokens = 0  # of the conversations since this process began, what they share counted for each
+        self.tokens = 0  # of all conversations since this process began, the common prefix counted for each
 
     def get_train_dataloader(self) -> DataLoader:
-        """The whole run as one pass over its packs, so that resuming is skipping and nothing else.
+        """The whole run as one pass over its packs, so that resuming means skipping packs.
 
-        Trainer's own epochs are not used: where an epoch's packs are no multiple of the accumulation, it
+        Trainer's own epochs are not used: if the packs of an epoch are not a multiple of the accumulation steps, it
         counts fewer steps than it makes (transformers 4.49), ends early, and resumes at another sample.
         """
-        loader = DataLoader(self.train_dataset, batch_sampler=self.packs, collate_fn=self.data_collator)
+        loader = DataLoader(self.train_dataset, batch_size=1, collate_fn=operator.itemgetter(0))
         return self.accelerator.prepare(loader)
 
     def compute_loss(
@@ -48,6 +75,7 @@ class LoraTrainer(Trainer):
         return nll / (num_items_in_batch or count)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Raises RecipeError if the loss is not finite."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise RecipeError(
@@ -57,61 +85,131 @@ class LoraTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out loss over trained tokens: one sum over all of them, whatever the batches look like."""
-        nll, count = held_out_nll(self.model, batches(self.eval_dataset, self.budget))
+        """Validation loss: the mean in nats over all trained tokens, however they are packed."""
+        nll, count = validation_nll(self.model, self.eval_dataset)
         metrics = {"eval_loss": nll / count}
         self.log(dict(metrics))
+        # it resets `should_evaluate`: without it Trainer validates the last step of the run twice
+        state, control = self.state, self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics)
         return metrics
 
+    def final_loss(self) -> float:
+        """The validation loss after the last step, computed now if the last step was not validated."""
+        validations = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        if validations and validations[-1]["step"] == self.state.global_step:
+            return validations[-1]["eval_loss"]
+        return self.evaluate()["eval_loss"]
 
-def training_arguments(train: Train, folder: Path, on_card: bool) -> TrainingArguments:
-    """Our fields in the Trainer's words."""
-    return TrainingArguments(
+    def results(self, validation_loss: float) -> TrainResults:
+        """The numbers of the run, for its manifest."""
+        data = self.train_dataset
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return TrainResults(
+            steps=self.state.global_step,
+            packs=len(data),
+            prefix_tokens=data.prefix,
+            fill=data.fill,
+            samples=len(data.lengths),
+            tokens=sum(data.lengths),
+            trained_tokens=data.trained_tokens,
+            first_loss=losses[0] if losses else None,
+            last_loss=losses[-1] if losses else None,
+            validation_loss=validation_loss,
+            threads=torch.get_num_threads(),
+        )
+
+    # Checkpoints: Trainer's own hold pickles, a host name and a time, and replace the old one before they are complete.
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write a whole checkpoint with its manifest, then remove older ones."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        with atomic_folder(folder, replace_any=True) as partial:
+            write_adapter(self.model, partial)
+            check_adapter(partial, trained=False)
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            write_state(partial, self._training_state())
+            results = {"step": step, "threads": torch.get_num_threads()}
+            write_manifest(partial, STAGE, {}, hash_packs(self.train_dataset.packs), results)
+        rotate(folder.parent, self.keep_checkpoints)
+
+    def _training_state(self) -> dict[str, Any]:
+        scaler = getattr(self.accelerator, "scaler", None)
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_state(),
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, check_adapter(Path(resume_from_checkpoint), trained=False))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = read_state(Path(checkpoint))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: `_load_optimizer_and_scheduler` does it."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(read_state(Path(checkpoint))["random"])
+
+
+def training_arguments(train: Train, folder: Path, cuda: bool) -> TrainingArguments:
+    """The fields of `train` in Trainer's terms. One GPU is used even if more are visible."""
+    arguments = TrainingArguments(
         output_dir=str(folder),
+        logging_dir=str(folder),  # the default has a time and the host name in it
         seed=train.seed,
         data_seed=train.seed,
         num_train_epochs=1,  # the packs of all epochs are one pass
         per_device_train_batch_size=1,  # a pack
-        gradient_accumulation_steps=train.accumulation,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",
         warmup_ratio=train.warmup_ratio,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[train.optimizer],
-        fp16=on_card,  # autocast and a loss scale: fp16 gradients of a mean over thousands of tokens would vanish
-        use_cpu=not on_card,
+        fp16=cuda,  # autocast and a loss scale: without it fp16 gradients of a mean over many tokens underflow
+        use_cpu=not cuda,
         logging_steps=1,
         logging_nan_inf_filter=False,  # the default hides exactly what must stop the run
         eval_strategy="steps" if train.eval_steps else "no",
         eval_steps=train.eval_steps or None,
         save_steps=train.save_steps,
-        save_total_limit=train.keep_checkpoints,
+        save_total_limit=None,  # `rotate` removes old checkpoints once the new one is complete
         remove_unused_columns=False,
         report_to=[],
-        disable_tqdm=True,  # Progress below shows tokens and time left
+        disable_tqdm=True,  # Progress shows tokens per second and the remaining time
     )
+    if arguments.n_gpu > 1:  # else Trainer would wrap the model in DataParallel, which cannot split a pack
+        say(f"{arguments.n_gpu} GPUs are visible, the run uses {arguments.device}: choose one by CUDA_VISIBLE_DEVICES")
+        arguments._n_gpu = 1
+    return arguments
 
 
 def build_trainer(
-    model: Any, train: Train, folder: Path, rows: Any, val_rows: Any, on_card: bool, recomputed: int = 0
+    model: "PeftModel", train: Train, run: Run, data: PackedDataset, validation: PackedDataset, cuda: bool
 ) -> LoraTrainer:
-    """The Trainer of one run, its callbacks in place and the first `recomputed` layers recomputing."""
-    recompute_first(causal_lm(model).model.layers, recomputed)
-    shared = shared_start(rows)
+    """The Trainer of one run. The model must be prepared already (`model.prepare.prepare_for_training`)."""
     trainer = LoraTrainer(
         model=model,
-        args=training_arguments(train, folder / "checkpoints", on_card),
-        data_collator=partial(collate, shared=shared),
-        packs=packs_of(rows, train, shared),
-        budget=train.micro_batch_tokens,
-        shared=shared,
-        train_dataset=rows,
-        eval_dataset=val_rows,
+        args=training_arguments(train, run.checkpoints, cuda),
+        train_dataset=data,
+        eval_dataset=validation,
+        keep_checkpoints=train.keep_checkpoints,
     )
-    from transformers import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(trainer, folder / "metrics.jsonl", train.epochs))
-    trainer.add_callback(SealCheckpoint(trainer.packs))
+    trainer.add_callback(Progress(lambda: trainer.tokens, run.metrics, train.epochs))
     return trainer

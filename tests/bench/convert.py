@@ -1,9 +1,9 @@
-"""Peak memory and time of converting a synthetic Meta checkpoint of LLaMA-7B's shapes; prints one JSON object.
+"""Measure peak memory and time of converting a synthetic Meta checkpoint of LLaMA-7B; prints one JSON object.
 
     python tests/bench/convert.py [--layers 32] [--folder DIR]
 
-With 32 layers it needs 27 GB of disk, which it frees again. The checkpoint is made by a process of its own, because
-a child's peak memory begins at that of the process which started it.
+With 32 layers it needs 27 GB of disk, which it frees again. A separate process writes the checkpoint, because a child's
+peak memory starts at that of its parent.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HIDDEN, WIDTH, VOCABULARY = 4096, 11008, 32000
 
 
 def make(folder: Path, layers: int) -> None:
-    """consolidated.00.pth, params.json and tokenizer.model of a LLaMA-7B with random fp16 weights."""
+    """Write consolidated.00.pth, params.json and tokenizer.model of a LLaMA-7B with random fp16 weights."""
     import functools
 
     import torch
@@ -53,7 +53,7 @@ def make(folder: Path, layers: int) -> None:
 
 
 def tokenizer() -> bytes:
-    """A sentencepiece model with LLaMA's layout: three special pieces, the bytes, made-up words."""
+    """A sentencepiece model with LLaMA's layout: three special pieces, the bytes, invented words."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -80,8 +80,8 @@ def measure(source: Path, output: Path) -> tuple[int, float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=32, help="fewer make a smaller checkpoint (default 32, 13.5 GB)")
-    parser.add_argument("--folder", type=Path, help="where the files go for a while (default: the system's)")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the checkpoint (default 32, 13.5 GB)")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files (default: the system's)")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:

@@ -1,13 +1,13 @@
-"""Speed, output and memory of preparing a ShareGPT corpus, beside the usual pipeline; prints one JSON object, and the
-outputs side by side on stderr. Exit code 0: five times as fast, at least as good, below 1.5 GB.
+"""Compare speed, output and memory of the corpus stage with the usual pipeline; prints one JSON object, and a table of
+both outputs on stderr. Exit code 0: at least five times as fast, at least as good, below 1.5 GB.
 
     python tests/bench/corpus.py --file sharegpt.json --tokenizer tokenizer.model [--only compare|memory]
 
-`--file` is a real ShareGPT dump (a JSON array; it may be cut off), `--tokenizer` LLaMA's sentencepiece model. The usual
-pipeline is that of `usual.py`: html.parser and markdownify over a process pool, then a slow tokenizer that splits at
-turns; markdownify comes into a throwaway folder by pip. `--scale N` is the size of the large file, made by repeating
-the real conversations under other ids and with another first word, on which the peak memory of all processes together
-is measured (shared pages once).
+`--file` is a real ShareGPT dump (a JSON array; it may be truncated), `--tokenizer` LLaMA's sentencepiece model. The
+usual pipeline is that of `usual.py`: html.parser and markdownify over a process pool, then a slow tokenizer that splits
+at turns; pip installs markdownify into a temporary folder. `--scale N` is the number of conversations in a large file,
+made by repeating the real ones with other ids and another first word. On it, the peak memory of all processes together
+is measured (shared pages count once).
 """
 
 import argparse
@@ -43,15 +43,15 @@ def records(file: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 def write_sample(source: Path, target: Path, count: int) -> tuple[int, int]:
-    """The first `count` conversations that differ, as a file; how many there are, and characters of their turns."""
+    """Write the first `count` distinct conversations to `target`; returns their number and their characters."""
     unlike = {json.dumps(record["conversations"]): record for record in records(source, 2 * count)}
-    kept = list(unlike.values())[:count]  # a duplicate that is left out is no loss
+    kept = list(unlike.values())[:count]  # neither pipeline can lose a duplicate
     target.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     return len(kept), sum(len(turn["value"]) for record in kept for turn in record["conversations"])
 
 
 def write_large(source: Path, target: Path, count: int) -> int:
-    """`count` conversations, the real ones over and over; bytes."""
+    """Write `count` conversations, the real ones repeated; returns the size in bytes."""
     written, copy = 0, 0
     with open(target, "w", encoding="utf-8") as file:
         while written < count:
@@ -67,20 +67,20 @@ def write_large(source: Path, target: Path, count: int) -> int:
 
 
 def make_base(model: Path, folder: Path) -> None:
-    """A folder with the tokenizer as `recipe.convert` leaves it."""
+    """Write the tokenizer to `folder` as `recipe.convert` does."""
     from transformers import LlamaTokenizerFast
 
     LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True).save_pretrained(folder)
 
 
 def ours(raw: Path, base: Path, output: Path) -> dict[str, float]:
-    """The stage as a command."""
+    """Measure the corpus stage, run as a command."""
     command = [sys.executable, "-m", "recipe.corpus", "--source", str(raw), "--tokenizer", str(base), "--output"]
     return measure([*command, str(output)], dict(os.environ))
 
 
 def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
-    """The usual pipeline, in a process of its own that finds markdownify in `folder`."""
+    """Measure the usual pipeline in a process that finds markdownify in `folder`."""
     packages = folder / "packages"
     if not packages.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages)]
@@ -91,11 +91,11 @@ def usual(raw: Path, model: Path, folder: Path) -> dict[str, float]:
 
 
 def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Of a command with its children: seconds, seconds of work (which other load changes less), and the most memory at
-    once, shared pages divided among those that share them.
+    """Run a command; returns seconds, CPU seconds (less affected by other load) and peak memory, children included. The
+    memory is the proportional set size, which counts shared pages once.
 
-    Work is read from every process while it lives: the fork server's children are nobody's to wait for, so that the
-    kernel's sum over waited-for children leaves them out.
+    CPU time is read from each process while it lives: the kernel's sum over children leaves out those of the fork
+    server, since nobody waits for them.
     """
     import psutil
 
@@ -130,12 +130,12 @@ def our_turns(folder: Path) -> Iterator[tuple[str, list[str]]]:
     for part in ("train", "val"):
         with open(folder / f"{part}.jsonl", encoding="utf-8") as lines:
             for sample in map(json.loads, lines):
-                name = sample["id"].split("#")[0].split("+")[0]  # without its number as a sample, or as a namesake
+                name = sample["id"].split("#")[0].split("+")[0]  # without the suffixes for samples and repeated ids
                 yield name, [message["content"] for message in sample["messages"]]
 
 
 def compare_output(folder: Path) -> dict[str, dict[str, float]]:
-    """See `quality`: of the usual pipeline and of ours."""
+    """`quality.shares` of both pipelines."""
     samples = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     longest = json.loads((folder / "out" / "manifest.json").read_text(encoding="utf-8"))["results"]["lengths"]["max"]
     over = {"usual": sum(sample["tokens"] > usual_way.MAX_LENGTH for sample in samples), "ours": 0}
@@ -148,9 +148,9 @@ def compare_output(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def compare(file: Path, model: Path, folder: Path, count: int, turns: int) -> tuple[dict[str, Any], bool]:
-    """Speed and output of both on the first `count` conversations; whether ours is as good as is asked for.
+    """Speed and output of both on the first `count` conversations, and whether this recipe reaches its goals.
 
-    They take turns, and the ratio is the median of each turn's own: a machine's clock may change within minutes.
+    The pipelines take turns, and the ratio is the median over turns: a machine's clock may change within minutes.
     """
     count, characters = write_sample(file, folder / "raw.json", count)
     sides: dict[str, list[dict[str, float]]] = {"usual": [], "ours": []}
@@ -180,12 +180,12 @@ def compare(file: Path, model: Path, folder: Path, count: int, turns: int) -> tu
 
 
 def middle(found: list[dict[str, float]]) -> dict[str, float]:
-    """The median of every number of several turns."""
+    """The median of each number over several turns."""
     return rounded({name: statistics.median(one[name] for one in found) for name in found[0]})
 
 
 def fill_memory(file: Path, folder: Path, count: int) -> tuple[dict[str, Any], bool]:
-    """A file of `count` conversations prepared; whether memory stayed below the limit."""
+    """Prepare a file of `count` conversations; the numbers, and whether memory stayed below the limit."""
     size = write_large(file, folder / "large.json", count)
     large = ours(folder / "large.json", folder / "base", folder / "large")
     result = rounded(large) | {
@@ -201,11 +201,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="a real ShareGPT dump")
     parser.add_argument("--tokenizer", type=Path, required=True, help="LLaMA's tokenizer.model")
-    parser.add_argument("--conversations", type=int, default=17_000, help="how many both pipelines get (default 17000)")
-    parser.add_argument("--turns", type=int, default=3, help="how often each of them prepares them (default 3)")
+    parser.add_argument("--conversations", type=int, default=17_000, help="conversations per pipeline (default 17000)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each pipeline (default 3)")
     parser.add_argument("--scale", type=int, default=90_000, help="conversations of the large file (default 90000)")
-    parser.add_argument("--only", choices=("compare", "memory"), help="one of the two measurements")
-    parser.add_argument("--folder", type=Path, help="where the files go for a while (default: the system's)")
+    parser.add_argument("--only", choices=("compare", "memory"), help="run only one of the two measurements")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files (default: the system's)")
     args = parser.parse_args()
     result: dict[str, Any] = {}
     good = True

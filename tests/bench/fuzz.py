@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of the readers with atheris, for longer than the property tests of `make test` can take.
+"""Coverage-guided fuzzing of the readers with atheris, for longer than the property tests of `make test`.
 
     pip install --target /tmp/atheris atheris==3.0.0
     PYTHONPATH=/tmp/atheris python tests/bench/fuzz.py -max_total_time=600 [FOLDER_OF_EXAMPLES]
 
-Any exception but a RecipeError, or records out of order or outside the file, ends it with the bytes that did it.
+It stops, with the input, at any exception except a RecipeError, and at records out of order or outside the file.
 """
 
 import sys
@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["recipe"]):
     from recipe.conversations.readers import json_stream
     from recipe.core.errors import RecipeError
 
-json_stream.CHUNK = 64  # borders between two reads are where mistakes are made
+json_stream.CHUNK = 64  # small, since errors occur at the border between two reads
 FILE = Path(tempfile.mkdtemp()) / "fuzz.json"
 
 

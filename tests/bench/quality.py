@@ -1,4 +1,4 @@
-"""How good a prepared corpus is, told from the raw conversations alone: what of them is still there, and how."""
+"""The quality of a prepared corpus, measured against the raw conversations: what it keeps, and what it changes."""
 
 import re
 from collections import defaultdict
@@ -9,24 +9,24 @@ _FENCE = re.compile(r"^```[^\n`]*\n.*?^```", re.M | re.S)
 _TABLE = re.compile(r"^\|.*\n\|[ :|-]+\|[ ]*\n(?:\|.*(?:\n|\Z))+", re.M)
 _REMNANT = re.compile(r"Copy code$|Copy ?[\d,]+ chars / [\d,]+ words|\A\s*\d+ / \d+\s*\n|\n\s*\d+ / \d+\s*\Z", re.M)
 _LETTERS = re.compile(r"[\W_]+")
-START = 80  # letters by which a turn is found again
+START = 80  # letters that identify a turn
 
 Turns = list[str]
 MORE_IS_BETTER = {
-    "turns_kept": "turns that are still there",
-    "last_answers_kept": "last answers that are still there",
-    "turns_unchanged": "turns of plain text that are still there byte for byte",
-    "code_blocks_unchanged": "of their code blocks, with language and indentation as they were",
-    "tables_unchanged": "of their tables, as they were",
+    "turns_kept": "turns kept",
+    "last_answers_kept": "last answers kept",
+    "turns_unchanged": "turns of plain text kept byte for byte",
+    "code_blocks_unchanged": "code blocks in kept turns with language and indentation unchanged",
+    "tables_unchanged": "tables in kept turns unchanged",
 }
 LESS_IS_BETTER = {
-    "turns_with_remnants": "turns with remnants of the page (Copy code, 1 / 2)",
-    "samples_over_the_limit": "samples over the token limit, cut off unseen when trained on",
+    "turns_with_remnants": "turns with remnants of the chat page (Copy code, 1 / 2)",
+    "samples_over_the_limit": "samples over the token limit, which training would truncate",
 }
 
 
 def shares(raw: Iterable[tuple[str, Turns]], made: Iterable[tuple[str, Turns]]) -> dict[str, float]:
-    """What became of the `raw` conversations, (id, turns) each, in the `made` samples, (the same id, turns)."""
+    """Shares of the `raw` conversations, (id, turns) each, that the `made` samples, (same id, turns), keep."""
     there: defaultdict[str, Turns] = defaultdict(list)
     for name, turns in made:
         there[name] += turns
@@ -51,7 +51,7 @@ def shares(raw: Iterable[tuple[str, Turns]], made: Iterable[tuple[str, Turns]]) 
 
 
 def _heading(block: re.Match[str]) -> str:
-    """A code block's first two lines: what stands further in may be somebody's code."""
+    """The first two lines of a code block: the rest may be real code that contains the same words."""
     return "\n".join(block[0].split("\n")[:2])
 
 
@@ -69,4 +69,4 @@ def table(ours: dict[str, Any], usual: dict[str, Any]) -> str:
     """Both as Markdown."""
     rows = [f"| {text} | {usual[name]:.1%} | {ours[name]:.1%} |" for name, text in MORE_IS_BETTER.items()]
     rows += [f"| {text} | {usual[name]:,} | {ours[name]:,} |" for name, text in LESS_IS_BETTER.items()]
-    return "\n".join(["| of the same conversations | usual | ours |", "| --- | --- | --- |", *rows])
+    return "\n".join(["| same conversations | usual | this recipe |", "| --- | --- | --- |", *rows])

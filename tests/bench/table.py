@@ -1,4 +1,4 @@
-"""The benchmark's numbers as a table and a picture that a page can show."""
+"""The benchmark's numbers as Markdown tables and an SVG picture."""
 
 from html import escape
 from typing import Any
@@ -7,7 +7,7 @@ NAMES = {
     "ours": "**this recipe**, fp32 base",
     "int8": "**this recipe**, int8 base",
     "usual": "the usual way: padded to full length, whole model checkpointed, eager attention, all logits",
-    "grouped": "batches of like lengths, padded to the longest, activations kept",
+    "grouped": "batches of similar lengths, padded to the longest, no checkpointing",
     "trl": "TRL 0.17 SFTTrainer, packing (cuts conversations, trains on every token)",
 }
 SHORT = {
@@ -18,18 +18,18 @@ SHORT = {
     "trl": "TRL, packing",
 }
 LEVERS = {
-    "no-packing": "packing (one conversation a pass)",
-    "no-shared-prompt": "the system prompt once a pack (each conversation's own instead)",
-    "no-blocks": "attention in blocks (S x S instead)",
-    "no-chunked-loss": "the chunked loss at trained tokens (all logits instead)",
-    "no-lean-layers": "lean norms, MLPs and rotations (transformers' own instead)",
-    "no-kept-activations": "kept activations (every layer recomputed instead)",
+    "no-packing": "packing (one conversation per pass)",
+    "no-shared-prompt": "prefix sharing (a system prompt per conversation)",
+    "no-blocks": "tiled attention (S x S)",
+    "no-chunked-loss": "the chunked loss at trained tokens (all logits)",
+    "no-lean-layers": "fused norms, MLPs and rotations (those of transformers)",
+    "no-kept-activations": "kept activations (every layer checkpointed)",
 }
 COLOURS = {"ours": "#2563eb", "int8": "#60a5fa"}
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """All parts that were measured, with the machine each came from."""
+    """All measured parts, with the machines that they were measured on."""
     parts = [training(found[f"train-{length}"]) for length in (512, 2048) if f"train-{length}" in found]
     parts += [ablation(found[f"levers-{length}"]) for length in (512, 2048) if f"levers-{length}" in found]
     if "packing" in found:
@@ -37,9 +37,9 @@ def markdown(found: dict[str, Any]) -> str:
         rows = [[length, *(share(row[name]) for name in ("full", "own", "padded"))] for length, row in lengths]
         head = [
             "conversations of up to",
-            "packs of 2,048 tokens are full",
-            "packs of that length",
-            "padded to that length",
+            "full: packs of 2,048 tokens",
+            "full: packs of that length",
+            "full: padded to that length",
         ]
         parts.append(table(head, rows))
     rows = []
@@ -68,8 +68,8 @@ def training(part: dict[str, Any]) -> str:
         "useful tokens/s",
         "trained tokens/s",
         "times the usual",
-        "arithmetic, times the needed",
-        "of the matmul limit",
+        "compute, times the needed",
+        "share of the matmul limit",
         "peak memory",
         "loss",
     ]
@@ -78,7 +78,7 @@ def training(part: dict[str, Any]) -> str:
         low, high = one["from_to"]
         trained = "all" if way == "trl" else f"{one['trained_per_second']:.0f}"
         speed = f"{one['tokens_per_second']:.0f} ({low:.0f} to {high:.0f})"
-        loss = "another" if way == "trl" else one["loss"]
+        loss = "differs" if way == "trl" else one["loss"]
         rows.append(
             [
                 NAMES[way],
@@ -91,24 +91,22 @@ def training(part: dict[str, Any]) -> str:
                 loss,
             ]
         )
-    turn = f"{part['conversations']} conversations a turn, {part['mean_length']} tokens on average"
+    turn = f"{part['conversations']} conversations per turn, {part['mean_length']} tokens on average"
     note = f"{turn}; median of {part['repeats']} turns (lowest to highest)."
-    note += "\nTimes are of turns side by side, two or three ways at a time, so not quite the quotients of the medians."
-    note += "\nThe share of the matmul limit counts needed arithmetic; times the column before it, all that a way does."
+    note += "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians."
+    note += "\nThe share of the matmul limit counts needed compute alone; times the column before it, all compute."
     return table(head, rows) + f"\n{note}\n"
 
 
 def ablation(part: dict[str, Any]) -> str:
     whole = part["ways"]["ours"]
-    rows = [["nothing", f"{whole['tokens_per_second']:.0f}", "1.00", f"{whole['peak_mb'] / 1000:.1f} GB"]]
+    rows = [["nothing left out", "1.00", f"{whole['peak_mb'] / 1000:.1f} GB"]]
     for way, name in LEVERS.items():
         if way not in part["ways"]:
             continue
         one = part["ways"][way]
-        rows.append(
-            [name, f"{one['tokens_per_second']:.0f}", f"{one['times_ours']:.2f}", f"{one['peak_mb'] / 1000:.1f} GB"]
-        )
-    return table([f"at length {part['length']}, without", "useful tokens/s", "times all levers", "peak memory"], rows)
+        rows.append([name, f"{one['times_ours']:.2f}", f"{one['peak_mb'] / 1000:.1f} GB"])
+    return table([f"at length {part['length']}, without", "speed, times all optimizations", "peak memory"], rows)
 
 
 def share(value: float, digits: int = 1) -> str:
@@ -121,7 +119,7 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def picture(found: dict[str, Any]) -> str:
-    """Bars of useful tokens/s, one group a length, as an SVG that a dark page can show too."""
+    """Bars of useful tokens/s, one group per length, as an SVG that is legible on light and dark pages."""
     width, label, line, y = 720, 150, 26, 16
     out = []
     for length in (512, 2048):

@@ -1,15 +1,15 @@
-"""Tokens per second of this recipe's training beside other ways, on real conversations; prints one JSON object.
+"""Compare tokens per second of this recipe's training with other ways, on real conversations; prints one JSON object.
 
     python tests/bench/train.py --corpus .cache/bench/corpus-512 --length 512
 
 All ways train the same LoRA on the same base, conversations and optimizer, in fp32 on a CPU (`int8`: on this recipe's
-default base). `usual` is Hugging Face's Trainer as most recipes have it: padded to full length, the whole model
-checkpointed, eager attention, all logits. `grouped` pads to the longest of a batch of like lengths and keeps the
-activations. `trl` is TRL's SFTTrainer with packing, in its own environment (--trl PYTHON): it cuts conversations, lets
-attention cross them and trains on every token. `no-...` is this recipe with one of its levers taken away.
+default base). `usual` is Hugging Face's Trainer as most recipes use it: padded to full length, the whole model
+checkpointed, eager attention, all logits. `grouped` pads to the longest of a batch of similar lengths and keeps
+the activations. `trl` is TRL's SFTTrainer with packing, in its own environment (--trl PYTHON): it cuts conversations,
+has no document masking and trains on every token. `no-...` is this recipe without one of its optimizations.
 
-Every way is a process that stays; they take turns at one optimizer step over all conversations, so that whatever else
-the machine does meets them alike. The first turn warms up. Ratios are of turns side by side, medians of all turns.
+Each way is a process that stays alive. The processes take turns at one optimizer step over all conversations, so that
+other load on the machine affects all of them. The first turn is a warm-up. Ratios are medians over interleaved turns.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Rows = list[dict[str, list[int]]]
 
 
 def sample(base: Path, corpus: Path, length: int, count: int) -> Rows:
-    """Token ids and labels of `count` conversations, drawn by a seed."""
+    """Token ids and labels of `count` conversations, drawn with a fixed seed."""
     from recipe.model.load import load_tokenizer
     from recipe.training import dataset
 
@@ -45,23 +45,25 @@ def sample(base: Path, corpus: Path, length: int, count: int) -> Rows:
 
 
 def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
-    """This recipe as `train` runs it, or without one lever."""
+    """This recipe as `train` runs it, or without one optimization."""
     import torch
     from datasets import Dataset
     from torch.nn import functional as F
 
     from recipe.core.config import Lora, Train
-    from recipe.model import load
+    from recipe.core.run import Run
+    from recipe.model import prepare
     from recipe.model.adapter import add_adapter
     from recipe.model.likelihood import IGNORED
     from recipe.model.load import load_base
     from recipe.pascal import attention
     from recipe.training import dataset
     from recipe.training import trainer as training
+    from recipe.training.dataset import PackedDataset
     from recipe.training.trainer import build_trainer
 
     def all_logits(tuned: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "shared")}
+        given = {name: batch[name] for name in ("input_ids", "position_ids", "lengths", "prefix")}
         logits = tuned(**given, attention_mask=torch.empty(1, 1, 1, 1), use_cache=False).logits[0, :-1]
         targets = batch["labels"][0, 1:]
         return F.cross_entropy(logits, targets, reduction="sum"), int((targets != IGNORED).sum())
@@ -71,17 +73,20 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     if way == "no-chunked-loss":
         training.trained_nll = all_logits
     if way == "no-lean-layers":
-        load.slim = lambda *modules: None
+        prepare.fuse_layers = lambda *modules: None
     if way == "no-shared-prompt":
-        dataset.shared_start = training.shared_start = lambda rows: 0
+        dataset.common_prefix = lambda rows: 0
     table = Dataset.from_list(rows)
     loaded = load_base(base, "int8" if way == "int8" else "fp32", torch.device("cpu"))
     lora = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, target_modules=tuple(LORA["target_modules"]))
     budget, packs, _ = packed(way, table, length)
-    settings = Train(micro_batch_tokens=budget, accumulation=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0)
-    recomputed = len(loaded.model.layers) if way == "no-kept-activations" else 0
+    settings = Train(
+        micro_batch_tokens=budget, gradient_accumulation_steps=packs, eval_steps=0, save_steps=10**6, warmup_ratio=0.0
+    )
     tuned = add_adapter(loaded, lora, seed=0)
-    return build_trainer(tuned, settings, folder, table, table, on_card=False, recomputed=recomputed)
+    prepare.prepare_for_training(tuned, len(loaded.model.layers) if way == "no-kept-activations" else 0)
+    data = PackedDataset(table, budget, settings.seed, packs_per_step=packs)
+    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget), cuda=False)
 
 
 def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
@@ -89,15 +94,15 @@ def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
 
     What is longer than a pack is one of its own; short ones share larger ones, within the usual way's memory.
     """
-    from recipe.conversations.packing import pack
-    from recipe.training import dataset
+    from recipe.training.dataset import PackedDataset
 
-    budget, shared = 1 if way == "no-packing" else max(length, 1024), dataset.shared_start(table)
-    return budget, len(pack(dataset.lengths(table), budget, seed=0, shared=shared)), shared
+    budget = 1 if way == "no-packing" else max(length, 1024)
+    data = PackedDataset(table, budget)
+    return budget, len(data), data.prefix
 
 
 def common(folder: Path, steps: int, batch: int) -> dict[str, Any]:
-    """TrainingArguments of the other ways: one optimizer step over all, as ours."""
+    """TrainingArguments of the other ways: one optimizer step over all conversations, as in this recipe."""
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch,
@@ -122,7 +127,7 @@ def eager(base: Path) -> Any:
 
 
 def usual(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
-    """Hugging Face's Trainer, padded to the full length or, of batches of like lengths, to the longest."""
+    """Hugging Face's Trainer, padded to the full length, or to the longest of batches of similar lengths."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -152,7 +157,7 @@ def usual(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
 
 
 def trl(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
-    """TRL's SFTTrainer at what is fastest of it on torch 2.0.1: packing, eager attention, activations kept."""
+    """TRL's SFTTrainer with its fastest settings on torch 2.0.1: packing, eager attention, no checkpointing."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -173,7 +178,7 @@ def trl(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
 
 
 def child(way: str, base: Path, rows: Rows, length: int) -> None:
-    """One way: a turn for every line that comes in, its seconds, loss and the matmul rate around it to go out."""
+    """Run one way: for each line on stdin one turn; prints its seconds, its loss and the matmul rate around it."""
     import torch
     from transformers import logging
 
@@ -192,13 +197,13 @@ def child(way: str, base: Path, rows: Rows, length: int) -> None:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had."""
+    """Peak resident memory of this process in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def matmul_rate(torch: Any) -> float:
-    """GFLOP/s of the model's own widest matmul, the best of a few: the limit that no way can pass."""
+    """GFLOP/s of the model's widest matmul, the best of 40: the upper limit for every way."""
     a, b = torch.randn(512, 576), torch.randn(576, 1536)
     best = float("inf")
     for _ in range(40):
@@ -243,12 +248,12 @@ def flop(way: str, base: Path, rows: Rows, length: int) -> float:
 
 
 def batch_of(way: str, length: int) -> int:
-    """Conversations of a batch: for long ones, one, which pads nothing, is best."""
+    """Conversations per batch: for long ones, a batch of one is best, since it pads nothing."""
     return 2 if way == "grouped" and length <= 512 else 1
 
 
 class Way:
-    """The process of one way, loaded and waiting for its turn."""
+    """The process of one way, loaded and waiting for its turns."""
 
     def __init__(self, name: str, args: argparse.Namespace, rows: Path, log: IO[str]) -> None:
         python = args.trl if name == "trl" else sys.executable
@@ -265,7 +270,7 @@ class Way:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next line of JSON; what else a library prints is passed over."""
+        """The next line of JSON; other output of libraries is skipped."""
         for line in self.process.stdout:
             if line.startswith('{"'):
                 return json.loads(line)
@@ -280,7 +285,7 @@ class Way:
 
 
 def measure(args: argparse.Namespace, rows: Rows, file: Path) -> dict[str, list[dict[str, Any]]]:
-    """All turns of all ways, the warm-up left out."""
+    """All turns of all ways, without the warm-up."""
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     with contextlib.ExitStack() as stack:
         running = []
@@ -299,9 +304,9 @@ def measure(args: argparse.Namespace, rows: Rows, file: Path) -> dict[str, list[
 
 
 def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, work: dict[str, float]) -> dict[str, Any]:
-    """Medians of each way's turns, and how many times it is as fast as the usual way beside it.
+    """Medians over each way's turns, and its speed relative to the others in the same turns.
 
-    work: by way, `flop` of a turn; none of a lever taken away.
+    work: `flop` of a turn, by way; ways without an optimization have none.
     """
     tokens = sum(len(row["input_ids"]) for row in rows)
     trained = sum(label != -100 for row in rows for label in row["labels"][1:])
@@ -332,7 +337,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, default=ROOT / "weights" / "smollm2-135m-instruct")
     parser.add_argument("--corpus", type=Path, help="a prepared corpus")
     parser.add_argument("--length", type=int, default=512, help="longest conversation, in tokens")
-    parser.add_argument("--conversations", type=int, default=8, help="how many of them a turn trains on")
+    parser.add_argument("--conversations", type=int, default=8, help="conversations per turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way after the warm-up")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "int8", "usual", "grouped"])
     parser.add_argument("--trl", default="", help="the Python of an environment with TRL")

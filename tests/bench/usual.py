@@ -1,9 +1,9 @@
-"""The usual way to prepare ShareGPT, to compare with: FastChat's clean, split and role check, step by step as its
-scripts do them, over a process pool.
+"""The usual way to prepare ShareGPT, for comparison: the clean, split and role check of FastChat's scripts, in the same
+steps, over a process pool.
 
     python tests/bench/usual.py RAW TOKENIZER_MODEL FOLDER
 
-leaves clean.json and split.json in FOLDER. It needs markdownify 0.11.6, which FastChat names.
+It writes clean.json and split.json to FOLDER. It needs markdownify 0.11.6, the version that FastChat requires.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_LENGTH = 2048
-OVERHEAD = 6  # tokens that a template is taken to put around a turn
+OVERHEAD = 6  # tokens that a template is assumed to add to a turn
 
 _OPENING_TAG = re.compile("<(?:div|span).*?>")
 _COPIED_CODE = re.compile(r"```\s*(.*?)(?:Copy code)+(.+?)\s*?```", re.S)
@@ -37,7 +37,7 @@ def clean_text(text: str) -> str:
 
 
 def clean(record: dict[str, Any]) -> dict[str, Any] | None:
-    warnings.simplefilter("ignore")  # bs4 has an opinion on most turns
+    warnings.simplefilter("ignore")  # bs4 warns about most turns
     if record["conversations"] and record["conversations"][0]["from"] != "human":
         record["conversations"].pop(0)
     if len(record["conversations"]) <= 1:
@@ -45,13 +45,13 @@ def clean(record: dict[str, Any]) -> dict[str, Any] | None:
     for turn in record["conversations"]:
         try:
             turn["value"] = clean_text(turn["value"])
-        except Exception:  # real turns make the parser fail in several ways; then the conversation is skipped
+        except Exception:  # the parser fails on some real turns in several ways: skip the conversation
             return None
     return record
 
 
 def split(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Cut between pairs where MAX_LENGTH is passed. A last pair that begins a new sample is lost, as there."""
+    """Cut between pairs where MAX_LENGTH is exceeded. As in FastChat, a last pair that begins a new sample is lost."""
     turns = record["conversations"][: len(record["conversations"]) // 2 * 2]
     lengths = [len(tokenizer(turn["value"]).input_ids) + OVERHEAD for turn in turns]
     borders, start, size = [], 0, 0
@@ -75,7 +75,7 @@ def in_turn(sample: dict[str, Any]) -> bool:
 
 
 def main(raw: Path, model: Path, folder: Path) -> None:
-    """Each step loads everything, works over a process pool and writes everything."""
+    """Run the steps; each loads everything, works over a process pool and writes everything."""
     from transformers import LlamaTokenizer
 
     global tokenizer
@@ -86,7 +86,7 @@ def main(raw: Path, model: Path, folder: Path) -> None:
 
     tokenizer = LlamaTokenizer(str(model), legacy=True)
     records = json.loads((folder / "clean.json").read_text(encoding="utf-8"))
-    with ProcessPoolExecutor() as pool:  # by fork, so the tokenizer is there
+    with ProcessPoolExecutor() as pool:  # forked workers inherit the tokenizer
         samples = [sample for found in pool.map(split, records, chunksize=16) for sample in found if in_turn(sample)]
     (folder / "split.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False), encoding="utf-8")
 

@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipe.checkpoints import export, gguf_tokenizer
+from recipe.checkpoints import export, gguf_out, gguf_tokenizer
 from recipe.checkpoints import gguf as gguf_reader
 from recipe.checkpoints import meta as meta_reader
 from recipe.core.errors import RecipeError
@@ -77,7 +77,7 @@ def test_metas_code_computes_the_right_width_from_the_params(hidden: int, width:
 
 
 def test_gguf_is_read_by_transformers_and_by_this_room(folder: Path, tmp_path: Path) -> None:
-    export.to_gguf(folder, tmp_path / "gguf" / "m.gguf")
+    gguf_out.write(folder, tmp_path / "gguf" / "m.gguf")
     wanted = logits(LlamaForCausalLM.from_pretrained(folder))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", gguf_file="m.gguf", torch_dtype=torch.float32)
     assert torch.allclose(logits(theirs), wanted, atol=1e-5)
@@ -100,7 +100,7 @@ def test_sentencepiece_pieces_survive_without_their_model(folder: Path, tmp_path
     """The GGUF holds scores; from them the same sentencepiece model is built again."""
     import sentencepiece
 
-    export.to_gguf(folder, tmp_path / "m.gguf")
+    gguf_out.write(folder, tmp_path / "m.gguf")
     model = gguf_reader.open_source(tmp_path / "m.gguf").tokenizer(384).sentencepiece
     one = sentencepiece.SentencePieceProcessor(model_proto=model)
     two = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
@@ -112,7 +112,7 @@ def test_byte_level_tokenizers_survive(folder: Path, tmp_path: Path, name: str) 
     (folder / "tokenizer.model").unlink()
     original = byte_level(name, 320)
     original.save_pretrained(folder)
-    export.to_gguf(folder, tmp_path / "m.gguf")
+    gguf_out.write(folder, tmp_path / "m.gguf")
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == name
     assert len(fields["tokenizer.ggml.tokens"].contents()) == 384
@@ -128,7 +128,7 @@ def test_an_unknown_pre_tokenizer_is_refused(folder: Path, tmp_path: Path) -> No
     )
     (folder / "tokenizer.model").unlink()
     with pytest.raises(RecipeError, match="pre-tokenizer is none of"):
-        export.to_gguf(folder, tmp_path / "m.gguf")
+        gguf_out.write(folder, tmp_path / "m.gguf")
 
 
 def test_tied_weights_are_written_out_for_meta_and_left_out_for_gguf(folder: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_tied_weights_are_written_out_for_meta_and_left_out_for_gguf(folder: Pat
     export.to_meta(folder, tmp_path)
     state = torch.load(tmp_path / "consolidated.00.pth", weights_only=True)
     assert torch.equal(state["output.weight"], state["tok_embeddings.weight"])
-    export.to_gguf(folder, tmp_path / "m.gguf")
+    gguf_out.write(folder, tmp_path / "m.gguf")
     assert gguf_reader.open_source(tmp_path / "m.gguf").config["tie_word_embeddings"] is True
 
 
@@ -153,12 +153,12 @@ def test_quantised_blocks_are_decoded(llama: LlamaForCausalLM, tmp_path: Path, k
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _, tensors = gguf_reader._read(tmp_path / "m.gguf")
+    _, tensors = gguf_reader.read_file(tmp_path / "m.gguf")
     assert torch.equal(tensors["x"].read().float(), torch.from_numpy(gguf.quants.dequantize(data, kind_).copy()))
 
 
 def test_a_truncated_gguf_is_refused_at_any_length(folder: Path, tmp_path: Path) -> None:
-    export.to_gguf(folder, tmp_path / "m.gguf")
+    gguf_out.write(folder, tmp_path / "m.gguf")
     data = (tmp_path / "m.gguf").read_bytes()
     for size in (3, 10, 100, 1000, 5000, len(data) - 1):
         (tmp_path / "cut.gguf").write_bytes(data[:size])
@@ -176,7 +176,7 @@ def test_a_length_without_end_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_a_damaged_tokenizer_in_the_metadata_is_refused(folder: Path, tmp_path: Path) -> None:
-    export.to_gguf(folder, tmp_path / "m.gguf")
+    gguf_out.write(folder, tmp_path / "m.gguf")
     fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
     types, tokens = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
     for change in ({types: [257] * 384}, {types: [1]}, {tokens: 3}, {"tokenizer.ggml.model": "bert"}):

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from recipe.checkpoints import hf
 from recipe.core.errors import RecipeError
+from recipe.core.manifest import write_manifest
 
 
 def change(path: Path, **settings: object) -> None:
@@ -57,7 +58,7 @@ def test_a_padding_of_minus_one_is_repaired_and_said(hf_folder: Path) -> None:
     ("settings", "reason"),
     [
         ({"model_type": "gpt2"}, "expected 'llama'"),
-        ({"quantization_config": {"bits": 4}}, "quantised already"),
+        ({"quantization_config": {"bits": 4}}, "quantized already"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
     ],
 )
@@ -65,6 +66,65 @@ def test_other_models_are_refused(hf_folder: Path, settings: dict[str, object], 
     change(hf_folder / "config.json", **settings)
     with pytest.raises(RecipeError, match=reason):
         hf.open_source(hf_folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rms_norm_eps": "1e-5"},
+        {"rms_norm_eps": None},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": -1e-5},
+        {"rope_theta": 0},
+        {"rope_theta": float("inf")},
+        {"max_position_embeddings": "2048"},
+        {"max_position_embeddings": 10**18},
+        {"max_position_embeddings": -1},
+        {"num_key_value_heads": -2},
+        {"num_key_value_heads": 3},
+        {"head_dim": -8},
+        {"head_dim": 7},
+        {"vocab_size": True},
+        {"tie_word_embeddings": "no"},
+        {"eos_token_id": "</s>"},
+        {"eos_token_id": list(range(100))},
+        {"rope_scaling": {"rope_type": "linear", "factor": float("nan")}},
+        {"rope_scaling": {"rope_type": "evil", "factor": 2.0}},
+        {"rope_scaling": "linear"},
+        {"hidden_act": "gelu"},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_llama_has_is_refused(hf_folder: Path, settings: dict[str, object]) -> None:
+    change(hf_folder / "config.json", **settings)
+    with pytest.raises(RecipeError, match=rf"config\.json: .*({min(settings)}|heads).*, expected|: expected"):
+        hf.open_source(hf_folder)
+
+
+def test_keys_that_no_llama_has_do_not_reach_transformers(hf_folder: Path) -> None:
+    before = hf.open_source(hf_folder).config
+    hostile = {"num_labels": 10**9, "attn_implementation": "flash_attention_2", "save_pretrained": 1, "torchscript": 1}
+    change(hf_folder / "config.json", **hostile)
+    assert hf.open_source(hf_folder).config == before
+
+
+def test_names_under_a_wrapper_and_a_tied_model_without_its_flag(hf_folder: Path, llama: LlamaForCausalLM) -> None:
+    (hf_folder / "model.safetensors").unlink()
+    state = llama.state_dict()
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, hf_folder / "pytorch_model.bin")
+    source = hf.open_source(hf_folder)
+    assert source.tensors.keys() == state.keys() and "'module.'" in source.repairs[0]
+    assert torch.equal(source.tensors["lm_head.weight"].read(), state["lm_head.weight"])
+    del state["lm_head.weight"]
+    torch.save(state, hf_folder / "pytorch_model.bin")
+    source = hf.open_source(hf_folder)
+    assert source.config["tie_word_embeddings"] is True and "tied to the embedding" in source.repairs[0]
+
+
+def test_an_index_that_no_manifest_lists_is_not_read(hf_folder: Path) -> None:
+    write_manifest(hf_folder, "convert", {}, {}, {})
+    (hf_folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "evil.safetensors"}}')
+    assert "model.norm.weight" in hf.open_source(hf_folder).tensors
 
 
 def test_an_index_is_held_to_its_word(hf_folder: Path, llama: LlamaForCausalLM) -> None:

@@ -81,6 +81,20 @@ def test_the_tokenizer_may_lie_one_folder_up(
         meta.open_source(folder)
 
 
+def test_a_tokenizer_json_is_taken_before_a_tokenizer_model(
+    tmp_path: Path, llama: LlamaForCausalLM, sentencepiece_model: bytes
+) -> None:
+    """As LLaMA 3 needs it, whose tokenizer.model is not one of sentencepiece."""
+    folder = write(tmp_path / "8B", llama, sentencepiece_model)
+    fast = meta.open_source(folder).tokenizer(384).fast
+    fast.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    source = meta.open_source(folder)
+    assert [file.name for file in source.files[-2:]] == ["tokenizer.json", "tokenizer_config.json"]
+    made = source.tokenizer(384)
+    assert made.sentencepiece is None and made.fast("the fox").input_ids == fast("the fox").input_ids
+
+
 def test_a_missing_shard_is_named(tmp_path: Path, llama: LlamaForCausalLM, sentencepiece_model: bytes) -> None:
     folder = write(tmp_path / "meta", llama, sentencepiece_model, ranks=2)
     (folder / "consolidated.00.pth").unlink()
@@ -103,7 +117,7 @@ def test_shards_of_two_checkpoints_are_refused(
         ({"dim": None}, "whole number for dim"),
         ({"n_layers": -1}, "whole number for n_layers"),
         ({"n_layers": 10**9}, "whole number for n_layers"),
-        ({"n_heads": 5}, "no multiple"),
+        ({"n_heads": 5}, "not a multiple"),
         ({"norm_eps": "x"}, "number for norm_eps"),
         ({"use_scaled_rope": True}, "scaled rotary"),
     ],

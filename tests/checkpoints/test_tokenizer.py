@@ -164,17 +164,43 @@ def test_added_tokens_count_and_keep_their_ids(hf_folder: Path) -> None:
         tokenizer.from_folder(hf_folder, 391)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rows", "fits"),
-    [(300, 300, True), (300, 320, True), (300, 384, True), (300, 383, False), (300, 448, False), (300, 299, False)],
-)
-def test_more_rows_than_tokens_only_as_padding(tokens: int, rows: int, fits: bool) -> None:
+@pytest.mark.parametrize("rows", [300, 304, 320, 384, 383, 1024, 1323])
+def test_more_rows_than_tokens_are_accepted_as_padding(rows: int) -> None:
+    backend = Backend(BPE({f"t{index}": index for index in range(300)}, []))
+    said = tokenizer.check_size(backend, rows, Path("t"))
+    assert said == ([f"the embedding has {rows:,} rows for 300 tokens: the rest is padding"] if rows > 300 else [])
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(300, 299), (300, 1324), (0, 8)])
+def test_the_tokenizer_of_another_model_is_refused(tokens: int, rows: int) -> None:
     backend = Backend(BPE({f"t{index}": index for index in range(tokens)}, []))
-    if fits:
+    with pytest.raises(RecipeError, match="another model"):
         tokenizer.check_size(backend, rows, Path("t"))
-    else:
-        with pytest.raises(RecipeError, match="another model"):
-            tokenizer.check_size(backend, rows, Path("t"))
+
+
+def test_an_added_token_without_a_row_is_left_out_and_reported(hf_folder: Path) -> None:
+    """LLaMA 2 as published: 32,000 rows, and a `<pad>` with the id 32,000."""
+    plain = tokenizer.from_folder(hf_folder, 384).fast
+    (hf_folder / "added_tokens.json").write_text(json.dumps({"<pad>": 384}))
+    settings_ = json.loads((hf_folder / "tokenizer_config.json").read_text())
+    (hf_folder / "tokenizer_config.json").write_text(json.dumps({**settings_, "pad_token": "<pad>"}))
+    longer = tokenizer.from_folder(hf_folder, 385).fast
+    for made in (tokenizer.from_folder(hf_folder, 384), _saved_again(longer, hf_folder, 384)):
+        assert [said for said in made.repairs if "<pad> is left out" in said]
+        assert len(made.fast) == 384 and made.fast.pad_token == "<unk>"
+        assert ids(made.fast, "the <pad> fox") == ids(plain, "the <pad> fox")
+
+
+def _saved_again(fast: PreTrainedTokenizerFast, folder: Path, rows: int) -> tokenizer.Tokenizer:
+    """The same through tokenizer.json."""
+    fast.save_pretrained(folder)
+    return tokenizer.from_folder(folder, rows)
+
+
+def test_the_tiktoken_file_of_llama_3_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\nIw== 2\n")
+    with pytest.raises(RecipeError, match=r"tiktoken file of LLaMA 3.*put tokenizer\.json and"):
+        tokenizer.from_folder(tmp_path, 3)
 
 
 def test_what_is_no_tokenizer_is_refused(hf_folder: Path, sentencepiece_model: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from recipe import provenance
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_file, atomic_folder, sha256
+from recipe.core.files import MANIFEST, atomic_file, atomic_folder, check_folder, sha256
 from recipe.core.manifest import check_intact, completed, hash_inputs, read_manifest, verify, write_manifest
 from recipe.core.versions import environment
 
@@ -50,7 +50,7 @@ def test_a_changed_a_cut_and_a_missing_file_are_each_named(artefact):
     (artefact / "a.txt").unlink()
     assert "is missing" in verify(artefact)[0]
     assert completed(artefact, "stage", {"k": 1}, {"raw": "00"}) is None
-    with pytest.raises(RecipeError, match=r"is missing; make .* again \(1 more\)"):
+    with pytest.raises(RecipeError, match=r"is missing; re-create .* \(1 more\)"):
         check_intact(artefact)
 
 
@@ -66,11 +66,49 @@ def test_a_manifest_holds_no_path_host_or_time(artefact, tmp_path):
     assert (again / MANIFEST).read_bytes() == (artefact / MANIFEST).read_bytes()
 
 
-def test_a_manifest_that_is_no_manifest(tmp_path):
-    for text, said in (("{", "is not a manifest"), ("[]", "not a manifest of this recipe")):
-        (tmp_path / MANIFEST).write_text(text)
-        with pytest.raises(RecipeError, match=said):
-            read_manifest(tmp_path)
+ENTRY = {"sha256": "0", "bytes": 0}
+GOOD = {"stage": "s", "config": {}, "inputs": {}, "outputs": {"a": ENTRY}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("\x00", "is damaged"),
+        ("[]", "not a manifest of this recipe"),
+        *[
+            (json.dumps(GOOD | change), "not a manifest of this recipe")
+            for change in (
+                {"stage": 1},
+                {"outputs": []},
+                {"outputs": {"a": 1}},
+                {"outputs": {"a": {"sha256": "0"}}},
+                {"outputs": {"a": {"sha256": "0", "bytes": "1"}}},
+                {"outputs": {"../a": ENTRY}},
+                {"outputs": {"/a": ENTRY}},
+                {"outputs": {"a\0": ENTRY}},
+                {"results": 3},
+                {"inputs": None},
+            )
+        ],
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(tmp_path, text, said):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(RecipeError, match=said) as error:
+        read_manifest(tmp_path)
+    assert len(str(error.value)) < 400
+    assert completed(tmp_path, "s", {}, {}) is None
+
+
+def test_a_damaged_manifest_lets_the_stage_run_again(artefact, tmp_path):
+    (artefact / MANIFEST).write_text("{")
+    with atomic_folder(artefact) as partial:
+        (partial / "new").write_text("new")
+        write_manifest(partial, "stage", {}, {}, {})
+    assert verify(artefact) == [] and (artefact / "new").is_file()
+    assert (tmp_path / "artefact.damaged" / "a.txt").read_text() == "alpha", "nothing is deleted on a guess"
 
 
 def test_a_failed_block_leaves_the_old_folder_and_nothing_else(artefact, tmp_path):
@@ -105,15 +143,80 @@ def test_a_killed_process_leaves_the_old_folder_and_the_next_one_cleans_up(artef
     assert (artefact / "whole").is_file()
 
 
-def test_what_is_not_ours_is_never_replaced(tmp_path):
+def test_what_no_stage_made_is_never_replaced(tmp_path):
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "thesis.tex").write_text("...")
-    with pytest.raises(UsageError, match="not this recipe's to replace"), atomic_folder(precious):
+    with pytest.raises(UsageError, match="no stage made it"), atomic_folder(precious):
         pass
     with pytest.raises(UsageError, match="is a file"), atomic_folder(precious / "thesis.tex"):
         pass
     assert (precious / "thesis.tex").read_text() == "..."
+
+
+def test_a_stage_does_not_replace_another_stages_output(artefact, tmp_path):
+    with pytest.raises(UsageError, match="made by the stage stage, so the stage corpus does not replace it"):
+        check_folder(artefact, "corpus")
+    with pytest.raises(UsageError, match="does not replace it"), atomic_folder(artefact) as partial:
+        write_manifest(partial, "corpus", {}, {}, {})
+    assert verify(artefact) == [] and [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt"])
+def test_a_folder_with_a_persons_file_is_not_replaced(artefact, name):
+    (artefact / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"holds {name}, which its manifest.json does not list"):
+        check_folder(artefact, "stage")
+    with pytest.raises(UsageError, match="move that file away"), atomic_folder(artefact):
+        pass
+    assert (artefact / name).read_text() == "mine"
+
+
+def test_a_linked_folder_is_replaced_where_it_is(artefact, tmp_path):
+    (tmp_path / "disk").mkdir()
+    target = artefact.rename(tmp_path / "disk" / "artefact")
+    artefact.symlink_to(target)
+    for text in ("one", "two"):
+        with atomic_folder(artefact) as partial:
+            assert partial.parent == target.parent, "written on the disk of the target"
+            (partial / "new").write_text(text)
+            write_manifest(partial, "stage", {}, {}, {})
+        assert artefact.is_symlink() and (target / "new").read_text() == text
+    assert sorted(path.name for path in target.parent.iterdir()) == ["artefact"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_whatever_is_called_partial_or_old_is_removed(artefact, tmp_path, kind):
+    for name in (".artefact.partial", ".artefact.old"):
+        place = tmp_path / name
+        if kind == "file":
+            place.write_text("x")
+        elif kind == "link":
+            place.symlink_to(tmp_path / "elsewhere")
+        else:
+            (place / "deep").mkdir(parents=True)
+    with atomic_folder(artefact) as partial:
+        (partial / "new").write_text("new")
+        write_manifest(partial, "stage", {}, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from recipe.core.files import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1])) as file:\n"
+        "    file.write('half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    file = tmp_path / "config.toml"
+    (tmp_path / ".config.toml.notes").write_text("a person's file")
+    subprocess.run([sys.executable, "-c", code, str(file)])
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_file(file) as out:
+        out.write("whole")
+        with atomic_file(file) as other:  # a second writer does not lose the first one's
+            other.write("other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".config.toml.notes", "config.toml"]
+    assert file.read_text() == "whole"
 
 
 def test_inputs_are_hashed_by_content(artefact, tmp_path):

@@ -14,3 +14,9 @@ def sharegpt(number: int, pairs: int = 2, length: int = 40) -> dict:
 
 def samples(folder: Path, part: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def inline(sources: list[dict]) -> str:
+    """`[[corpus.source]]` tables as one TOML value, for --set."""
+    tables = (", ".join(f"{key} = {json.dumps(value)}" for key, value in source.items()) for source in sources)
+    return "[" + ", ".join(f"{{{table}}}" for table in tables) + "]"

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from recipe.core.manifest import check_intact, read_manifest
-from tests.corpus.records import samples, sharegpt
+from tests.corpus.records import inline, samples, sharegpt
 
 
 def test_the_report_tells_what_was_dropped_and_where(command, source, tmp_path, capsys) -> None:
@@ -30,8 +30,9 @@ def test_kept_and_dropped_add_up_on_all_real_files_at_once(command, assets, tmp_
     """Every source's account, and what lies in the files, counted here from the files themselves."""
     files = sorted((assets / "conversations").glob("*.json*"))
     steps = ["corpus.duplicates=near", "corpus.over_long=truncate", 'corpus.languages_skip=["fr"]', "corpus.script=t2s"]
-    steps += ["corpus.repeated_digits=9", "corpus.max_length=800", 'corpus.sample=["lf_kto_en_demo.json=0.5"]']
-    assert command("--source", *files, *(item for step in steps for item in ("--set", step))) == 0
+    shares = [{"path": str(file), "share": 0.5 if "kto" in file.name else 1.0} for file in files]
+    steps += ["corpus.repeated_digits=9", "corpus.max_length=800", f"corpus.source={inline(shares)}"]
+    assert command(*(item for step in steps for item in ("--set", step))) == 0
     results = check_intact(tmp_path / "out")["results"]
     assert set(results["sources"]) == {file.name for file in files}
     for account in results["sources"].values():
@@ -111,8 +112,9 @@ def test_a_mixture_is_reached_by_repeating(command, tmp_path) -> None:
         records = [sharegpt(number) for number in range(first, first + count)]
         (tmp_path / f"{name}.json").write_text(json.dumps(records))
     files = [tmp_path / f"{name}.json" for name in ("big", "small", "other")]
-    mixture = 'corpus.mixture=["big.json=2", "small.json=1"]'
-    assert command("--source", *files, "--set", mixture, "--set", "corpus.val_fraction=0.0") == 0
+    weights = zip(files, (2.0, 1.0, 0.0), strict=True)
+    sources = inline([{"path": str(file), "weight": weight} for file, weight in weights])
+    assert command("--set", f"corpus.source={sources}", "--set", "corpus.val_fraction=0.0") == 0
     results = read_manifest(tmp_path / "out")["results"]
     tokens = results["mixture"]
     assert tokens["small.json"] / tokens["big.json"] == pytest.approx(0.5, rel=0.1)
@@ -129,8 +131,9 @@ def test_sources_of_one_name_are_told_apart_and_named_formats_hold(command, tmp_
         (tmp_path / name).mkdir()
         (tmp_path / name / "raw.json").write_text(json.dumps([tree | {"message_tree_id": name}]))
     files = [tmp_path / name / "raw.json" for name in ("x", "y")]
-    settings = ["--set", 'corpus.formats=["y/raw.json=oasst-all"]', "--set", "corpus.val_fraction=0.0"]
-    assert command("--source", *files, *settings, "--set", "corpus.duplicates=keep") == 0
+    sources = inline([{"path": str(files[0])}, {"path": str(files[1]), "format": "oasst-all"}])
+    settings = ["--set", f"corpus.source={sources}", "--set", "corpus.val_fraction=0.0"]
+    assert command(*settings, "--set", "corpus.duplicates=keep") == 0
     results = read_manifest(tmp_path / "out")["results"]
     assert {name: account["conversations"]["kept"] for name, account in results["sources"].items()} == {
         "x/raw.json": 1,
@@ -154,20 +157,29 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
         (["--source", "{tmp}/text.json"], 1, "starts with 'just text': expected JSON"),
         (["--source", "{tmp}/strange.json"], 1, "is in no known format: found an object with the keys 'prompt'"),
         (["--source", "{tmp}/empty.json"], 1, "is empty"),
-        (["--source", "{tmp}/unasked.json"], 1, "of 2 conversations 2 were dropped because of no question with an"),
-        (["--source", "{tmp}/good.json", "--set", "corpus.max_length=9"], 1, "over the token limit"),
+        (
+            ["--source", "{tmp}/unasked.json"],
+            1,
+            "of 2 conversations 2 were dropped (no question with an answer is left), and of 2 turns 2 (",
+        ),
+        (
+            ["--source", "{tmp}/good.json", "--set", "corpus.max_length=9"],
+            1,
+            "exceeds the token limit); raise corpus.max_length, or set corpus.over_long to truncate",
+        ),
         (["--source", "{tmp}/good.json", "--set", "corpus.template=x"], 2, "no template 'x'"),
         (["--source", "{tmp}/good.json", "--set", "corpus.val_fraction=1.5"], 2, "expected a share"),
-        (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected 1 or more"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected at least 1"),
         (["--set", "corpus.identity_name=Ada"], 2, "identity_organisation is empty"),
         (["--source", "{tmp}/good.json", "--set", "corpus.colour=1"], 2, "unknown key corpus.colour"),
-        (["--source", "{tmp}/good.json", "{tmp}/good.json"], 2, "names a file twice"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.sample=["x.json=0.5"]'], 2, "with a name of identity, good"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.sample=["good.json=2"]'], 2, "above 0 and at most 1"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.mixture=["good.json=x"]'], 2, "expected a number"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.formats=["good.json=x"]'], 2, "no format 'x'"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.formats=["good.json=dolly"]'], 1, "known are dolly"),
-        (["--source", "{tmp}/good.json", "--set", 'corpus.replace=["( => x"]'], 2, "is no regular expression"),
+        (["--source", "{tmp}/good.json", "{tmp}/good.json"], 2, "two sources have the same name"),
+        (["--set", 'corpus.source=[{path="{tmp}/good.json", share=2.0}]'], 2, "expected a number above 0, at most 1"),
+        (["--set", 'corpus.source=[{path="{tmp}/good.json", weight=-1}]'], 2, "expected a number from 0 to 1e+06"),
+        (["--set", 'corpus.source=[{path="{tmp}/good.json", format="x"}]'], 2, "no format 'x'"),
+        (["--set", 'corpus.source=[{path="{tmp}/good.json", format="dolly"}]'], 1, "known are dolly"),
+        (["--set", "corpus.source=[{share=0.5}]"], 2, "has no path"),
+        (["--set", 'corpus.sources=["{tmp}/good.json"]'], 2, "write one [[corpus.source]] table per source"),
+        (["--source", "{tmp}/good.json", "--set", 'corpus.replace=["( => x"]'], 2, "is not a regular expression"),
         (["--source", "{tmp}/good.json", "--set", "corpus.repeated_digits=1"], 2, "expected 0 (off), or 2 or more"),
         (["--source", "{tmp}/good.json", "--set", "corpus.near_threshold=2.0"], 2, "expected a similarity"),
         (["--source", "{tmp}/good.json", "--set", "corpus.rounds=-1"], 2, "expected 0 or more"),
@@ -175,7 +187,7 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
         (["--source", "{tmp}/good.json", "--tokenizer", "{tmp}"], 2, "has no tokenizer.json"),
         (["--source", "{tmp}/good.json", "--show", "0"], 2, "expected 1 or more"),
         (["--source", "{tmp}/good.json", "--show", "1", "--json"], 2, "--show prints text"),
-        ([], 2, "corpus.sources is empty: pass --source FILE"),
+        ([], 2, "corpus.source is empty: pass --source FILE"),
         (["--show", "1"], 2, "no prepared corpus"),
     ],
 )
@@ -194,4 +206,5 @@ def test_bad_input_is_one_sentence(command, tmp_path, capsys, arguments, code, s
     (error,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert sentence in error
     assert captured.out == ""
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in files}
+    left = {path.name for path in tmp_path.iterdir()} - {f"{name}.json" for name in files}
+    assert left == ({"out-dropped"} if "nothing is left" in error else set())

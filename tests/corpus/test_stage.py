@@ -16,7 +16,6 @@ from recipe.conversations.messages import Message
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
 from recipe.core.cli import INTERRUPTED
-from recipe.core.config import Base, Config
 from recipe.core.manifest import check_intact, read_manifest
 from tests.corpus.records import samples, sharegpt
 
@@ -109,7 +108,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_made_again(command, source,
     assert command("--source", source) == 0
     stamp = (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns
     assert command("--source", source) == 0
-    assert "is prepared already" in capsys.readouterr().err
+    assert "is already prepared" in capsys.readouterr().err
     assert (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns == stamp
     assert command("--source", source, "--set", "corpus.seed=1") == 0
     assert (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns != stamp
@@ -158,7 +157,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
         [*command, out], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob(".out.parts/*/*.index"))) < 3 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob(".out.shards/*/*.index"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, "it ended before it could be stopped"
     (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
@@ -167,7 +166,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     assert "Traceback" not in said
     assert ("the same command goes on" in said) == (sent == signal.SIGINT)
     assert not out.exists()
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.parts/*/*.index")}
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.shards/*/*.index")}
     assert len(finished) >= 3
     stamps = []
 
@@ -179,7 +178,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     assert process.returncode == 0
     assert stamps
     assert all(stamps)  # none was made again
-    assert not (tmp_path / ".out.parts").exists()
+    assert not (tmp_path / ".out.shards").exists()
     one = subprocess.run([*command, tmp_path / "one", "--set", "corpus.processes=1"], cwd=root, capture_output=True)
     assert one.returncode == 0, one.stderr
     for name in ("train.jsonl", "val.jsonl", "report.md", "report.html"):
@@ -209,7 +208,7 @@ def test_the_tokenizer_is_that_of_training(tiny_base, assets, tmp_path, kind: st
     mine, theirs = (
         encoders(tokenizer)
         for tokenizer in (
-            corpus.load_tokenizer(Config(base=Base(path=str(folder)))),
+            corpus.load_tokenizer(folder),
             AutoTokenizer.from_pretrained(folder),
         )
     )

@@ -38,7 +38,7 @@ def result(first) -> dict:
     return json.loads((LATEST / "eval.json").read_text(encoding="utf-8"))
 
 
-def test_the_tuned_model_finds_the_held_out_text_at_least_a_fifth_easier(result):
+def test_validation_loss_falls_by_a_fifth(result):
     assert result["tuned"]["loss"] <= 0.8 * result["base"]["loss"]
 
 
@@ -60,7 +60,7 @@ def test_it_says_its_name_when_asked(first, result):
 
 def test_it_ends_with_the_table_the_places_and_the_next_command(first):
     page = first[0].stdout
-    for wanted in ("held-out loss", "perplexity", "runs/demo/", "make chat RUN=runs/demo/latest"):
+    for wanted in ("validation loss", "perplexity", "runs/demo/", "make chat RUN=runs/demo/latest"):
         assert wanted in page
 
 
@@ -89,9 +89,9 @@ def test_int8_costs_at_most_half_a_percent_of_perplexity(first, assets):
     from recipe.conversations.messages import Conversation
     from recipe.conversations.templates import render
     from recipe.conversations.tokens import encode
-    from recipe.model.likelihood import held_out_nll
+    from recipe.model.likelihood import validation_nll
     from recipe.model.load import load_base, load_tokenizer
-    from recipe.training import dataset
+    from recipe.training.dataset import PackedDataset
 
     base = ROOT / "weights" / "smollm2-135m-instruct"
     tokenizer = load_tokenizer(base)
@@ -109,7 +109,7 @@ def test_int8_costs_at_most_half_a_percent_of_perplexity(first, assets):
     perplexity = {}
     for precision in ("fp32", "int8"):
         loaded = load_base(base, precision, torch.device("cpu"))
-        nll, count = held_out_nll(loaded, dataset.batches(samples, 1024))
+        nll, count = validation_nll(loaded, PackedDataset(samples, 1024))
         perplexity[precision] = math.exp(nll / count)
     assert count > 4000
     ratio = perplexity["int8"] / perplexity["fp32"]
@@ -137,6 +137,6 @@ def test_memory_and_time_are_as_promised(first):
 def test_a_second_demo_skips_what_its_manifests_prove_done(first):
     again = make("demo")
     assert again.returncode == 0, again.stderr[-3000:]
-    for stage in ("is fetched already", "is prepared already", "is trained already", "is there already"):
+    for stage in ("is fetched already", "is prepared already", "is already trained", "is there already"):
         assert stage in again.stderr
     assert "train:" not in again.stderr, "nothing was trained again"

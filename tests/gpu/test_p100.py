@@ -27,10 +27,10 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
         {
             "base.path": str(weights_7b),
             "runs": str(tmp_path / "runs"),
-            "corpus.sources": [str(ROOT / "recipe/configs/demo_conversations.json")],
+            "corpus.source": [{"path": str(ROOT / "recipe/configs/demo_conversations.json")}],
             "corpus.path": str(tmp_path / "corpus"),
             "corpus.val_fraction": 0.1,
-            "train.accumulation": 1,
+            "train.gradient_accumulation_steps": 1,
             "train.save_steps": 5,
             "train.eval_steps": 0,
             "train.keep_checkpoints": 100,
@@ -43,11 +43,11 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
 
 def test_7b_loads_under_8_5_gb(p100, weights_7b):
     pytest.importorskip("transformers")
-    from recipe.model.load import load_base
+    from recipe.model.load import load_cached
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    loaded = load_base(weights_7b, "int8", p100)
+    loaded = load_cached(weights_7b, "int8", p100)
     peak = torch.cuda.max_memory_allocated()
     print(f"7B in int8: {peak / GB:.2f} GB at most while loading")
     assert peak < 8.5 * GB

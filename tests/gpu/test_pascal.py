@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from recipe.pascal import gemm, probe
 from recipe.pascal.attention import packed_attention
+from recipe.pascal.fused import apply_rotary, rms_norm, swiglu
 from recipe.pascal.int8 import Int8Linear, dequantize, quantize
 from recipe.pascal.loss import chunked_nll
 from recipe.pascal.recompute import recompute_first
@@ -93,7 +94,7 @@ def test_an_int8_layer_with_fp16_sums_trains_as_with_fp32(card):
     x, upstream = torch.randn(64, 4096, device=card).half(), torch.randn(64, 1376, device=card).half()
     found = []
     for chosen in ({(4096, 1376)}, set()):
-        gemm.use(layer, chosen)
+        gemm.accumulate_in_fp16(layer, chosen)
         given = x.clone().requires_grad_()
         y = layer(given)
         y.backward(upstream)
@@ -103,10 +104,10 @@ def test_an_int8_layer_with_fp16_sums_trains_as_with_fp32(card):
 
 
 def test_which_sums_are_faster_on_this_card(card):
-    for race in probe.gemm(card, {(4096, 4096), (4096, 11008), (11008, 4096)}, tokens=2048):
-        print(f"{race} on {torch.cuda.get_device_name()}")
-        assert race.error <= probe.TOLERANCE[torch.float16]
-        assert race.won == (race.fp16_ms < race.fp32_ms)
+    for result in probe.benchmark_gemm(card, {(4096, 4096), (4096, 11008), (11008, 4096)}, tokens=2048):
+        print(f"{result} on {torch.cuda.get_device_name()}")
+        assert result.error <= probe.TOLERANCE[torch.float16]
+        assert result.fp16_wins == (result.fp16_ms < result.fp32_ms)
 
 
 def test_attention_runs_in_the_memory_efficient_kernel(device, dtype):
@@ -139,7 +140,7 @@ def test_a_shared_beginning_gives_what_each_with_its_own_gives(device, dtype):
     once = [torch.cat([each[0], *(part[:, :, shared:] for part in each[1:])], dim=2) for each in parts]
     expected, _ = packed_attention(None, *whole, None, scaling=64**-0.5, lengths=lengths)
     own = [part[:, shared * (number > 0) :] for number, part in enumerate(expected.split(lengths, dim=1))]
-    packed, _ = packed_attention(None, *once, None, scaling=64**-0.5, lengths=lengths, shared=shared)
+    packed, _ = packed_attention(None, *once, None, scaling=64**-0.5, lengths=lengths, prefix=shared)
     torch.testing.assert_close(packed, torch.cat(own, dim=1), atol=5e-3, rtol=5e-3)
 
 
@@ -171,16 +172,14 @@ def test_the_loss_is_cross_entropy(device, dtype):
 
 
 class Norm(nn.Module):
-    """As transformers' LlamaRMSNorm."""
+    """As transformers' LlamaRMSNorm, fused."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.float32)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, 1e-6)
 
 
 class Lora(nn.Module):
@@ -199,7 +198,7 @@ class Lora(nn.Module):
 
 
 class Layer(nn.Module):
-    """As transformers' LlamaDecoderLayer with LoRA on q_proj and v_proj."""
+    """As transformers' LlamaDecoderLayer with LoRA on q_proj and v_proj, with the fused parts that training uses."""
 
     def __init__(self, shape: memory.Shape, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -217,17 +216,12 @@ class Layer(nn.Module):
     def attend(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         maps = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (each(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for each in maps)
-        q, k = (part * cos + self.half_turned(part) * sin for part in (q, k))
+        q, k = apply_rotary(q, k, cos, sin)
         output, _ = packed_attention(self, q, k, v, None, scaling=q.shape[-1] ** -0.5, lengths=lengths)
         return self.o_proj(output.reshape(*x.shape[:2], -1).contiguous())
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-    @staticmethod
-    def half_turned(x: torch.Tensor) -> torch.Tensor:
-        one, two = x.chunk(2, dim=-1)
-        return torch.cat((-two, one), dim=-1)
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 @pytest.mark.parametrize(("recomputed", "fp16_sums"), [(0, False), (2, False), (4, False), (4, True)])
@@ -238,31 +232,33 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
         pytest.skip("fp16 sums are cuBLAS's: a CPU has none")
     wide = (4096, 11008, 4, 32, 32, 32000) if half else (256, 688, 4, 8, 8, 1000)
     shape = memory.Shape(*wide)
-    length = 1024 if half else 128
+    lengths = [1024, 1024] if half else [192]
+    tokens = sum(lengths)
     targets = ("q_proj", "v_proj")
-    step = memory.Step(2, length, 2 * length, 8, targets, True, half=half, on_card=half, fp16_sums=fp16_sums)
+    step = memory.Step(tokens, tokens, 8, targets, True, cuda=half, fp16_accumulation=fp16_sums)
     layers = nn.ModuleList(Layer(shape, step.rank, dtype, device) for _ in range(shape.num_hidden_layers)).train()
-    gemm.use(layers, gemm.shapes(layers) if fp16_sums else ())
+    gemm.accumulate_in_fp16(layers, gemm.int8_shapes(layers) if fp16_sums else ())
     recompute_first(layers, recomputed)
     head = torch.randn(shape.vocab_size, shape.hidden_size, device=device).to(dtype) * 0.02
     norm = Norm(shape.hidden_size).to(device, dtype)
     embedded = torch.randn(1, step.tokens, shape.hidden_size, device=device).to(dtype)
     targets = torch.randint(0, shape.vocab_size, (step.tokens,), device=device)
-    angles = torch.rand(1, 1, step.tokens, shape.hidden_size // shape.num_attention_heads, device=device)
+    half_angles = torch.rand(1, step.tokens, shape.hidden_size // shape.num_attention_heads // 2, device=device)
+    angles = half_angles.repeat(1, 1, 2)
 
     def work() -> None:
         with torch.autocast("cuda", torch.float16) if half else contextlib.nullcontext():
             x = embedded + 0
             cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
             for layer in layers:
-                x = layer(x, cos, sin, lengths=[length, length])
+                x = layer(x, cos, sin, lengths=lengths)
             loss = chunked_nll(norm(x)[0], head, targets) / step.tokens
         loss.backward()
 
     work()
     work()
     peak = instruments.peak_bytes(work, device)
-    estimate = memory.estimate(shape, step, recomputed)
+    estimate = memory.estimate_memory(shape, step, recomputed)
     expected = estimate.peak - estimate.weights - estimate.adapters - estimate.optimizer
     print(f"{recomputed} of 4 layers recomputed: {peak / 2**20:.0f} MiB, the plan says {expected / 2**20:.0f}")
     assert expected == pytest.approx(peak, rel=0.10)

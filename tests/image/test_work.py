@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from recipe.core import config as configs
-from recipe.core.config import Base, Config, Corpus, Lora, Train
+from recipe.core.config import Base, Config, Corpus, Lora, Source, Train
 
 
 def tiny(checkout: Path, source: Path) -> None:
@@ -24,9 +24,9 @@ def tiny(checkout: Path, source: Path) -> None:
     run = Config(
         name="tiny",
         base=Base(source="weights/raw", path="weights/tiny"),
-        corpus=Corpus(sources=("data/raw.json",), path="data/tiny", max_length=256, val_fraction=0.25),
+        corpus=Corpus(source=(Source(path="data/raw.json"),), path="data/tiny", max_length=256, val_fraction=0.25),
         lora=Lora(rank=4, alpha=8),
-        train=Train(epochs=3.0, accumulation=1, save_steps=1, eval_steps=0),
+        train=Train(epochs=3.0, gradient_accumulation_steps=1, save_steps=1, eval_steps=0),
     )
     (checkout / "tiny.toml").write_text(configs.dump(run))
 

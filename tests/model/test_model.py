@@ -13,8 +13,9 @@ from recipe.core.config import Lora
 from recipe.core.errors import RecipeError
 from recipe.model.adapter import ADAPTER_FILE, add_adapter, check_adapter
 from recipe.model.generate import generate
-from recipe.model.likelihood import causal_lm, held_out_nll, trained_nll
+from recipe.model.likelihood import pack_token_nll, trained_nll, validation_nll
 from recipe.model.load import load_base, load_tokenizer
+from recipe.model.prepare import prepare_for_training
 from recipe.pascal.int8 import Int8Linear
 from recipe.training import dataset
 
@@ -33,10 +34,10 @@ def batch(rows):
     return dataset.collate(list(rows))
 
 
-@pytest.fixture(params=["each-whole", "prompt-once"])
+@pytest.fixture(params=["each-whole", "prefix-once"])
 def packed(request, rows):
     """The same conversations, the system prompt in each or in the first only."""
-    return dataset.collate(list(rows), dataset.shared_start(rows) if request.param == "prompt-once" else 0)
+    return dataset.collate(list(rows), dataset.common_prefix(rows) if request.param == "prefix-once" else 0)
 
 
 @pytest.fixture
@@ -70,10 +71,10 @@ def nll_of(reference, row):
 
 def test_a_pack_is_its_conversations_side_by_side(rows, packed):
     ids, positions, labels = (packed[name][0].tolist() for name in ("input_ids", "position_ids", "labels"))
-    assert packed["lengths"] == dataset.lengths(rows) and len(packed["lengths"]) == 3
-    beginning, at = ids[: packed["shared"]], 0
+    assert packed["lengths"] == [len(row["input_ids"]) for row in rows] and len(packed["lengths"]) == 3
+    beginning, at = ids[: packed["prefix"]], 0
     for number, row in enumerate(rows):
-        start = packed["shared"] if number else 0
+        start = packed["prefix"] if number else 0
         place = slice(at, at + len(row["input_ids"]) - start)
         assert beginning[:start] + ids[place] == row["input_ids"] and row["input_ids"][0] == 1
         assert positions[place] == list(range(start, len(row["input_ids"])))
@@ -83,16 +84,16 @@ def test_a_pack_is_its_conversations_side_by_side(rows, packed):
 
 
 def test_the_shared_beginning_is_the_system_prompt_and_never_predicts_a_trained_token(rows, tiny_base):
-    shared = dataset.shared_start(rows)
+    shared = dataset.common_prefix(rows)
     text = load_tokenizer(tiny_base).decode(rows[0]["input_ids"][:shared])
     assert text.startswith("<s> A chat between a curious user and an artificial") and "USER:" in text
     one = rows.select([0])
     trained = next(place for place, label in enumerate(one[0]["labels"]) if label != -100)
-    assert dataset.shared_start(one) == trained - 1
+    assert dataset.common_prefix(one) == trained - 1
     bare = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}] * 2)
-    assert dataset.shared_start(bare) == 0
+    assert dataset.common_prefix(bare) == 0
     apart = Dataset.from_list([{"input_ids": [1, 2, x, 9, 9], "labels": [-100] * 4 + [9]} for x in (3, 3, 4)])
-    assert dataset.shared_start(apart) == 2
+    assert dataset.common_prefix(apart) == 2
 
 
 def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, rows, packed, reference):
@@ -102,11 +103,16 @@ def test_trained_nll_is_cross_entropy_over_trained_tokens(tiny_base, rows, packe
     assert count == sum(label != -100 for row in rows for label in row["labels"]) < sum(packed["lengths"])
 
 
+def test_each_conversation_has_its_own_token_losses(tiny_base, rows, packed, reference):
+    found = pack_token_nll(load_base(tiny_base, "fp32", CPU), packed)
+    for one, row in zip(found, rows, strict=True):
+        assert len(one) == sum(label != -100 for label in row["labels"])
+        assert sum(one) == pytest.approx(nll_of(reference, row).item(), rel=1e-4)
+
+
 def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, rows, packed, reference):
     """Packing, attention, loss and recomputation at once change nothing: LoRA on every kind of layer, fp32."""
     from peft import LoraConfig, get_peft_model
-
-    from recipe.pascal.recompute import recompute_first
 
     lora = Lora(rank=4, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj", "o_proj", "down_proj"))
     ours = add_adapter(load_base(tiny_base, "fp32", CPU), lora, seed=0).train()
@@ -118,7 +124,7 @@ def test_the_gradients_of_a_pack_are_those_of_transformers_own_loss(tiny_base, r
         for name, parameter in ours_by_name.items():
             parameter.normal_(std=0.1)
             theirs_by_name[name].copy_(parameter)
-    recompute_first(causal_lm(ours).model.layers, 1)
+    prepare_for_training(ours, recompute=1)
     trained_nll(ours, packed)[0].backward()
     for row in rows:
         nll_of(theirs, row).backward()
@@ -138,6 +144,7 @@ def test_training_takes_only_calls_that_torch_2_0_can_send_to_its_sm_60_kernel(t
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     lora = Lora(rank=4, alpha=8, dropout=0.1, target_modules=("q_proj", "v_proj"))
     tuned = add_adapter(load_base(tiny_base, "int8", CPU), lora, seed=0).train()
+    prepare_for_training(tuned)
     trained_nll(tuned, packed)[0].backward()
     assert calls == [(3, {"is_causal": True})] * 2 * 3, "two layers, three conversations"
 
@@ -148,11 +155,11 @@ def test_a_batch_without_a_trained_token_is_refused(tiny_base, batch):
         trained_nll(load_base(tiny_base, "fp32", CPU), batch)
 
 
-def test_held_out_nll_leaves_training_mode_as_it_was(tiny_base, batch):
+def test_validation_leaves_training_mode_as_it_was(tiny_base, batch):
     tuned = add_adapter(load_base(tiny_base, "fp32", CPU), LORA, seed=0)
     tuned.train()
-    one = held_out_nll(tuned, [batch])
-    assert tuned.training and held_out_nll(tuned, [batch]) == one
+    one = validation_nll(tuned, [batch])
+    assert tuned.training and validation_nll(tuned, [batch]) == one
 
 
 def test_the_seed_decides_the_adapter_and_b_is_zero(tiny_base):
@@ -258,13 +265,11 @@ def test_answers_are_transformers_own_greedy_ones_whatever_the_batch(tiny_base, 
     assert [generate(ours, tokenizer, [prompt], 12)[0] for prompt in prompts] == expected
 
 
-def test_an_answer_streams_what_it_returns_and_stops_at_eos(tiny_base):
+def test_an_answer_stops_at_eos(tiny_base):
     tokenizer = load_tokenizer(tiny_base)
     ours = load_base(tiny_base, "fp32", CPU)
     prompt = prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", "Hello")])
-    pieces: list[str] = []
-    (text,) = generate(ours, tokenizer, [prompt], 12, on_text=pieces.append)
-    assert "".join(pieces).strip() == text
+    assert generate(ours, tokenizer, [prompt], 12) != [""]
     with torch.no_grad():  # make EOS the only thing it can say
         ours.lm_head.weight.zero_()
         ours.lm_head.weight[tokenizer.eos_token_id] = 1.0

@@ -1,4 +1,4 @@
-"""A quantised base: bitsandbytes' NF4 around reference kernels, and the copy on the disk that a start reads instead."""
+"""A quantized base: NF4 of bitsandbytes with reference kernels, and the copy on the disk that a start reads instead."""
 
 import dataclasses
 import errno
@@ -8,58 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from recipe.core.errors import UnfitError
+from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST
 from recipe.core.manifest import verify
 from recipe.model import load, quantized
-from recipe.model.load import load_base
+from recipe.model.load import load_cached
 from recipe.planning import memory
+from tests.model import nf4
 
 CPU = torch.device("cpu")
-# Dettmers et al. 2023, arXiv:2305.14314, appendix E.
-# fmt: off
-NF4 = torch.tensor([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-])
-# fmt: on
-BLOCK = 64
-
-
-def quantize_4bit(weight, absmax=None, out=None, blocksize=BLOCK, compress_statistics=False, quant_type="fp4", **rest):
-    """What the CUDA kernel does: the nearest of 16 values in each block of 64, two to a byte, the first one high."""
-    from bitsandbytes import functional
-
-    assert quant_type == "nf4" and weight.numel() % BLOCK == 0
-    blocks = weight.float().reshape(-1, BLOCK)
-    absmax = blocks.abs().amax(dim=1)
-    codes = (blocks / absmax[:, None].clamp_min(1e-30)).flatten()[:, None].sub(NF4).abs().argmin(dim=1)
-    packed = (codes[0::2] << 4 | codes[1::2]).to(torch.uint8)[:, None]
-    state = functional.QuantState(absmax, weight.shape, NF4.clone(), BLOCK, "nf4", weight.dtype)
-    if compress_statistics:  # bitsandbytes' own CPU code quantises the scales
-        state.offset = absmax.mean()
-        state.absmax, state.state2 = functional.quantize_blockwise(absmax - state.offset, blocksize=256)
-        state.nested = True
-    return packed, state
-
-
-def dequantize_4bit(packed, quant_state=None, **rest):
-    from bitsandbytes import functional
-
-    absmax = quant_state.absmax
-    if quant_state.nested:
-        absmax = functional.dequantize_blockwise(absmax, quant_state.state2) + quant_state.offset
-    flat = packed.flatten()
-    codes = torch.stack([flat >> 4, flat & 15], dim=1).flatten().long()
-    weight = (NF4[codes].reshape(-1, BLOCK) * absmax[:, None]).reshape(quant_state.shape).to(quant_state.dtype)
-    return weight.t() if packed.shape[0] == 1 else weight
-
-
-def gemv_4bit(x, packed, out=None, state=None, **rest):
-    return x @ dequantize_4bit(packed, state).t()
 
 
 @pytest.fixture
@@ -67,7 +27,7 @@ def kernels(monkeypatch):
     """The three functions of bitsandbytes that call CUDA, replaced by a reference; all around them is the real one."""
     from bitsandbytes import functional
 
-    for kernel in (quantize_4bit, dequantize_4bit, gemv_4bit):
+    for kernel in (nf4.quantize_4bit, nf4.dequantize_4bit, nf4.gemv_4bit):
         monkeypatch.setattr(functional, kernel.__name__, kernel)
 
 
@@ -107,7 +67,7 @@ def test_nf4_bytes_are_those_of_the_arithmetic(kernels):
 
 def test_nf4_gradients_are_those_of_the_dequantised_weight(kernels):
     layer = quantized.linear(torch.randn(64, 128), "nf4", CPU, torch.float32)
-    weight = dequantize_4bit(layer.weight, layer.weight.quant_state)
+    weight = nf4.dequantize_4bit(layer.weight, layer.weight.quant_state)
     one, two = (torch.randn(3, 128).requires_grad_() for _ in range(2))
     two.data.copy_(one.data)
     layer(one).square().sum().backward()
@@ -116,7 +76,7 @@ def test_nf4_gradients_are_those_of_the_dequantised_weight(kernels):
 
 
 def test_nf4_on_a_cpu_says_what_it_needs():
-    with pytest.raises(UnfitError, match=r"nf4 on cpu, expected a CUDA card.*set base\.precision = int8"):
+    with pytest.raises(UnfitError, match=r"nf4 on cpu, expected a CUDA GPU.*set base\.precision = int8"):
         quantized.linear(torch.randn(64, 64), "nf4", CPU, torch.float32)
 
 
@@ -134,39 +94,39 @@ def test_a_run_trains_on_nf4_and_its_base_stays(kernels, tiny_run, base, monkeyp
 
 @pytest.mark.parametrize("precision", quantized.PRECISIONS)
 def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precision, capsys, monkeypatch):
-    first = load_base(base, precision, CPU)
+    first = load_cached(base, precision, CPU)
     folder = quantized.folder_of(base, precision)
     assert f"wrote {folder}" in capsys.readouterr().err and verify(folder) == []
     monkeypatch.setattr(load, "read_tensors", lambda path: pytest.fail("the weights were read again"))
-    second = load_base(base, precision, CPU)
+    second = load_cached(base, precision, CPU)
     assert f"read {folder}" in capsys.readouterr().err
     assert same_bits(first, second) and torch.equal(logits(first), logits(second))
 
 
 def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
     monkeypatch.setattr(quantized, "SHARD_BYTES", 20_000)
-    first = load_base(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU)
     files = sorted(quantized.folder_of(base, "int8").glob("*.safetensors"))
     assert len(files) > 2
     assert sum(file.stat().st_size for file in files) < (base / "model.safetensors").stat().st_size
-    assert same_bits(first, load_base(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU))
 
 
 def test_a_damaged_copy_is_said_and_made_again(base, capsys):
-    first = load_base(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU)
     file = next(quantized.folder_of(base, "int8").glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    assert same_bits(first, load_base(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU))
     said = capsys.readouterr().err
-    assert "is damaged and made again" in said and "wrote" in said
+    assert "is damaged and written again" in said and "wrote" in said
     assert quantized.find(base, "int8")
 
 
 def test_a_copy_of_other_weights_is_not_used(base, capsys):
-    load_base(base, "int8", CPU)
+    load_cached(base, "int8", CPU)
     manifest = json.loads((base / MANIFEST).read_text())
     manifest["outputs"]["model.safetensors"]["sha256"] = "0" * 64
     (base / MANIFEST).write_text(json.dumps(manifest))
@@ -175,11 +135,33 @@ def test_a_copy_of_other_weights_is_not_used(base, capsys):
     assert "made from other weights" in capsys.readouterr().err
 
 
-def test_somebody_elses_folder_of_that_name_is_left_alone(base, capsys):
+def test_altered_weights_are_refused_and_leave_no_copy(base, capsys):
+    file = base / "model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-2] + bytes(2))
+    with pytest.raises(RecipeError, match=r"model\.safetensors was altered"):
+        load_cached(base, "int8", CPU)
+    assert not quantized.folder_of(base, "int8").exists()
+    file.write_bytes(good)
+    load_cached(base, "int8", CPU)
+    assert quantized.find(base, "int8")
+
+
+def test_a_file_that_no_manifest_lists_is_not_read(base):
+    first = load_cached(base, "int8", CPU)
+    for folder in (base, quantized.folder_of(base, "int8")):
+        save_file({"model.norm.weight": torch.zeros(48)}, folder / "a.safetensors")
+        save_file({"model.norm/weight": torch.zeros(48)}, folder / "b.safetensors")
+    assert same_bits(first, load_cached(base, "int8", CPU))
+    shutil.rmtree(quantized.folder_of(base, "int8"))
+    assert same_bits(first, load_cached(base, "int8", CPU))
+
+
+def test_another_folder_of_that_name_is_left_alone(base, capsys):
     folder = quantized.folder_of(base, "int8")
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    load_base(base, "int8", CPU)
+    load_cached(base, "int8", CPU)
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
     assert "holds something else" in capsys.readouterr().err
 
@@ -189,7 +171,7 @@ def test_a_full_disk_costs_a_sentence_and_nothing_more(base, capsys, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("recipe.checkpoints.safetensors.write_file", full)
-    model = load_base(base, "int8", CPU)
+    model = load_cached(base, "int8", CPU)
     assert torch.isfinite(logits(model)).all()
     assert "No space left on device" in capsys.readouterr().err
     assert {path.name for path in base.parent.iterdir()} == {base.name}

@@ -1,4 +1,4 @@
-"""What several tests of this room share."""
+"""What several tests of this package share."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from tests.pascal import cublas
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> cublas.Library:
-    """cuBLAS and the card's memory replaced; every argument still goes through C."""
+    """cuBLAS and GPU memory replaced; every argument still goes through C."""
     stand_in = cublas.Library()
-    monkeypatch.setattr(gemm, "_function", lambda: stand_in.function(gemm.SIGNATURE))
-    monkeypatch.setattr(gemm, "_handle", lambda device: cublas.HANDLE)
+    monkeypatch.setattr(gemm, "cublas_function", lambda: stand_in.function(gemm.SIGNATURE))
+    monkeypatch.setattr(gemm, "cublas_handle", lambda device: cublas.HANDLE)
     return stand_in

@@ -90,7 +90,7 @@ def test_a_shared_beginning_is_seen_by_all_and_computed_once(lengths):
     """Against eager attention over the same tokens with the beginning written out before each conversation."""
     shared = 3
     inputs = states(6, 2, sum(lengths) - shared * (len(lengths) - 1))
-    ours, _ = packed_attention(Module(3), *inputs, None, lengths=lengths, shared=shared)
+    ours, _ = packed_attention(Module(3), *inputs, None, lengths=lengths, prefix=shared)
     probe = torch.randn_like(ours)
     our_grads = torch.autograd.grad((ours * probe).sum(), inputs)
 
@@ -133,8 +133,8 @@ def test_dropout_and_a_pack_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"attention dropout is 0\.1, expected 0"):
         packed_attention(Module(1), *inputs, None, dropout=0.1, lengths=[7])
     for lengths, shared, tokens in (([3, 5], 0, 8), ([3, 5], 2, 6)):
-        with pytest.raises(ValueError, match=rf"share {shared} tokens \({tokens} in all\) met 7 queries and 7 keys"):
-            packed_attention(Module(1), *inputs, None, lengths=lengths, shared=shared)
+        with pytest.raises(ValueError, match=rf"prefix of {shared} has {tokens} tokens, found 7 queries and 7 keys"):
+            packed_attention(Module(1), *inputs, None, lengths=lengths, prefix=shared)
     with pytest.raises(ValueError, match="need a mask"):
         packed_attention(Module(1), inputs[0][:, :, -3:], *inputs[1:], None)
 

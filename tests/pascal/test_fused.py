@@ -1,4 +1,4 @@
-"""The lean norms, MLPs and rotations against transformers' own, in value, in gradient and in what is kept for it."""
+"""The fused norms, MLPs and rotations against transformers' own, in value, in gradient and in what is kept for it."""
 
 import copy
 
@@ -9,20 +9,20 @@ from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
-from recipe.pascal.fused import rms_norm, rotated, slim, swiglu
+from recipe.pascal.fused import apply_rotary, fuse_layers, rms_norm, swiglu
 from tests.planning import instruments
 
 ROWS, WIDTH, INNER = 7, 24, 40
 
 
 def pair(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    """A frozen module of transformers with drawn weights, and a slim copy."""
+    """A frozen module of transformers with drawn weights, and a fused copy."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.5, std=0.3)
     module = module.to(dtype).requires_grad_(False)
     ours = copy.deepcopy(module)
-    slim(*([ours] if isinstance(ours, kind) else [] for kind in (LlamaRMSNorm, LlamaMLP, LlamaAttention)))
+    fuse_layers(*([ours] if isinstance(ours, kind) else [] for kind in (LlamaRMSNorm, LlamaMLP, LlamaAttention)))
     return module, ours
 
 
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_finite_differences():
     cos, sin = (torch.randn(1, 3, 4, dtype=torch.float64).repeat(1, 1, 2) for _ in range(2))
     query = torch.randn(1, 2, 3, 8, dtype=torch.float64, requires_grad=True)
     key = torch.randn(1, 1, 3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k: rotated(q, k, cos, sin), (query, key))
+    assert torch.autograd.gradcheck(lambda q, k: apply_rotary(q, k, cos, sin), (query, key))
     upstream = torch.randn(3, 6)
     (grad,) = torch.autograd.grad(rms_norm(x.float(), torch.ones(6), 1e-6), x, upstream)
     step, base = 1e-4, x.detach()
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_finite_differences():
 def test_a_rotation_is_transformers_and_its_own_inverse_backwards():
     query, key = torch.randn(1, 6, 9, 16, requires_grad=True), torch.randn(1, 2, 9, 16, requires_grad=True)
     angles = torch.randn(1, 9, 8).repeat(1, 1, 2)
-    ours = rotated(query, key, angles.cos(), angles.sin())
+    ours = apply_rotary(query, key, angles.cos(), angles.sin())
     theirs = apply_rotary_pos_emb(query, key, angles.cos(), angles.sin())
     torch.testing.assert_close(ours, theirs)
     (grad,) = torch.autograd.grad(ours[0], query, ours[0].detach())
@@ -83,7 +83,7 @@ def test_an_attention_turns_by_ours_and_transformers_own_function_stays():
     torch.testing.assert_close(
         torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x), rtol=1e-4, atol=1e-5
     )
-    assert modeling_llama.apply_rotary_pos_emb is apply_rotary_pos_emb is not rotated
+    assert modeling_llama.apply_rotary_pos_emb is apply_rotary_pos_emb is not apply_rotary
     graph, seen = [y.grad_fn], set()
     while graph:
         node = graph.pop()

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recipe.pascal.int8 import CODE_MAX, Int8Linear, dequantize, quantize
+from recipe.pascal.int8 import INT8_MAX, Int8Linear, dequantize, quantize
 
 
 def outlier_layer(rows: int = 96, columns: int = 64) -> nn.Linear:
     """A layer like those of a real LLaMA: small normal weights and a few large ones."""
     generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(columns, rows)
+    layer = nn.Linear(columns, rows, bias=False)
     weight = torch.randn(rows, columns, generator=generator) * 0.02
     weight[:, :2] *= 40
     layer.weight = nn.Parameter(weight)
@@ -26,7 +26,7 @@ def outlier_layer(rows: int = 96, columns: int = 64) -> nn.Linear:
 def test_error_of_every_weight_is_at_most_half_its_rows_scale(rows, columns, size, seed):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
     codes, scale = quantize(weight)
-    assert codes.dtype == torch.int8 and scale.shape == (rows, 1) and codes.abs().max() <= CODE_MAX
+    assert codes.dtype == torch.int8 and scale.shape == (rows, 1) and codes.abs().max() <= INT8_MAX
     error = (dequantize(codes, scale, torch.float32) - weight).abs()
     assert (error <= scale * 0.5001).all()
 
@@ -52,7 +52,7 @@ def test_fp16_weights_are_the_fp32_product_rounded_once():
 
 def test_forward_and_gradients_equal_the_dequantised_reference():
     layer = outlier_layer()
-    ours = Int8Linear(layer.weight.data, layer.bias.data)
+    ours = Int8Linear(layer.weight.data)
     reference = copy.deepcopy(layer)
     reference.weight = nn.Parameter(dequantize(ours.weight, ours.scale, torch.float32))
     x = torch.randn(3, 5, 64)
@@ -69,7 +69,7 @@ def test_int8_stays_close_to_the_original_layer():
     torch.manual_seed(0)
     layer = outlier_layer()
     x = torch.randn(64, 64)
-    error = (Int8Linear(layer.weight.data, layer.bias.data)(x) - layer(x)).norm() / layer(x).norm()
+    error = (Int8Linear(layer.weight.data)(x) - layer(x)).norm() / layer(x).norm()
     assert error < 0.02
 
 
@@ -93,10 +93,10 @@ def test_nothing_is_saved_for_backward_but_the_codes():
 
 
 def test_casting_the_model_leaves_codes_and_scale_alone():
-    layer = Int8Linear(torch.randn(8, 4) * 1e-3, torch.zeros(8))
+    layer = Int8Linear(torch.randn(8, 4) * 1e-3)
     scale = layer.scale.clone()
     layer.half()
-    assert layer.weight.dtype == torch.int8 and layer.bias.dtype == torch.float16
+    assert layer.weight.dtype == torch.int8
     assert torch.equal(layer.scale, scale) and layer.scale.dtype == torch.float32
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from recipe.pascal.attention import TILED_FROM, causal, expanded
-from recipe.pascal.tiled_attention import BLOCK, blocked_causal
+from recipe.pascal.tiled_attention import TILE, tiled_causal
 from tests.planning import instruments
 
 
@@ -19,11 +19,11 @@ def whole(query, key, value):
     return F.scaled_dot_product_attention(query, expanded(key, heads), expanded(value, heads), is_causal=True)
 
 
-@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+@pytest.mark.parametrize("length", [1, TILE - 1, TILE, TILE + 1, 3 * TILE + 5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 6), (6, 2), (4, 1)])
 def test_outputs_and_gradients_are_torchs(length, heads, kv_heads):
     inputs = states(heads, kv_heads, length)
-    ours, theirs = blocked_causal(*inputs), whole(*inputs)
+    ours, theirs = tiled_causal(*inputs), whole(*inputs)
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn_like(ours)
     torch.testing.assert_close(
@@ -35,8 +35,8 @@ def test_outputs_and_gradients_are_torchs(length, heads, kv_heads):
 
 
 def test_large_scores_do_not_overflow():
-    query, key, value = states(2, 2, BLOCK + 3)
-    ours = blocked_causal(300 * query, 300 * key, value)
+    query, key, value = states(2, 2, TILE + 3)
+    ours = tiled_causal(300 * query, 300 * key, value)
     assert torch.isfinite(ours).all()
     torch.testing.assert_close(ours, whole(300 * query, 300 * key, value), rtol=1e-3, atol=1e-3)
 
@@ -45,9 +45,9 @@ def test_only_the_inputs_are_kept_and_the_peak_grows_with_the_length_alone():
     peaks = []
     for length in (512, 1024, 2048):
         inputs = states(4, 2, length)
-        kept = instruments.kept_bytes(lambda inputs=inputs: blocked_causal(*inputs).sum(), torch.nn.Module())
+        kept = instruments.kept_bytes(lambda inputs=inputs: tiled_causal(*inputs).sum(), torch.nn.Module())
         assert kept == sum(tensor.numel() for tensor in inputs) * 4
-        work = lambda inputs=inputs: blocked_causal(*inputs).sum().backward()  # noqa: E731
+        work = lambda inputs=inputs: tiled_causal(*inputs).sum().backward()  # noqa: E731
         work()
         peaks.append(instruments.peak_bytes(work, torch.device("cpu")))
     assert peaks[1] < 2.2 * peaks[0] and peaks[2] < 2.2 * peaks[1]
@@ -57,7 +57,7 @@ def test_only_the_inputs_are_kept_and_the_peak_grows_with_the_length_alone():
 @pytest.mark.parametrize(("length", "blocks"), [(TILED_FROM - 1, False), (TILED_FROM, True)])
 def test_short_conversations_take_torchs_way(length, blocks, monkeypatch):
     taken = []
-    monkeypatch.setattr("recipe.pascal.attention.blocked_causal", lambda *a: taken.append(1) or blocked_causal(*a))
+    monkeypatch.setattr("recipe.pascal.attention.tiled_causal", lambda *a: taken.append(1) or tiled_causal(*a))
     inputs = states(4, 2, length)
     torch.testing.assert_close(causal(*inputs), whole(*inputs))
     assert bool(taken) == blocks

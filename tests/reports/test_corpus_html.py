@@ -1,6 +1,7 @@
 """A hostile conversation is shown and does nothing."""
 
 import html as escaping
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -13,7 +14,9 @@ from recipe.conversations.messages import Message
 from recipe.conversations.pipeline import stats
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import visible
+from recipe.core.text import printable
 from recipe.reports import corpus_html
+from recipe.reports.corpus import markdown
 
 HOSTILE = (
     "<script>document.title='HACKED'</script>",
@@ -24,12 +27,12 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="module")
-def written(byte_level_tokenizer) -> str:
-    """The page of a corpus in which everything that comes from outside is hostile."""
+def results() -> dict[str, Any]:
+    """A manifest's results in which everything that comes from outside is hostile."""
     dropped: dict[str, Any] = {"read": 3, "kept": 2, "dropped": {"duplicate": 1}}
     account = {"conversations": dropped, "turns": {**dropped, "changed": {"markup": 2}}, "languages": {HOSTILE[0]: 2}}
-    results = {
+    account |= {"unknown_roles": {HOSTILE[1]: 1}, "placeholders": {"name": 2}}
+    return {
         "samples": {"train": 5, "val": 0},
         "tokens": {"train": 500, "val": 0},
         "trained_tokens": {"train": 300, "val": 0},
@@ -42,14 +45,22 @@ def written(byte_level_tokenizer) -> str:
         "lengths": stats.lengths([100] * 5),
         "histogram": stats.histogram([100] * 5, 512),
         "turns": stats.turns([2] * 5),
-        "packs": {"512": stats.packs([100] * 5, 512)},
+        "shared_prefix": 0,
+        "packs": {"512": stats.packs([100] * 5, 512, shared=0)},
     }
-    settings = {"template": "vicuna_v1.1", "max_length": 512, "identity_repeat": 1}
+
+
+SETTINGS = {"template": "vicuna_v1.1", "max_length": 512, "identity_repeat": 1}
+
+
+@pytest.fixture(scope="module")
+def written(byte_level_tokenizer) -> str:
+    """The page with hostile results and samples."""
     shown = []
     for text in HOSTILE:
         pieces = render("vicuna_v1.1", [Message("user", text), Message("assistant", text)])
         shown.append((text, text, visible(byte_level_tokenizer, pieces)))
-    return corpus_html.html(results, settings, {HOSTILE[4]: shown})
+    return corpus_html.html(results(), SETTINGS, {HOSTILE[4]: shown})
 
 
 class Elements(HTMLParser):
@@ -80,6 +91,19 @@ def test_the_text_is_all_there(written: str) -> None:
         assert f"USER: {hostile} ASSISTANT: {hostile}<eos>" in text
     assert "\\u202e" in text
     assert "\\x1b[2J \\x00" in text
+
+
+def test_report_md_holds_no_markup_from_outside() -> None:
+    """Viewers render HTML inside Markdown."""
+    report = markdown(results(), SETTINGS)
+    assert "&lt;script&gt;" in report
+    assert not re.search(r"<\w|<!|</", report)
+    shown = printable(HOSTILE[1]).translate({ord("<"): "&lt;", ord(">"): "&gt;"})
+    assert f"| {shown} | conversations | 3 | 2 | 1 | 500 |" in report.replace("\\", "")
+    hostile = results()
+    hostile["first_rejected"][0]["detail"] = "a | b](http://x) **c** `d` [e"
+    (row,) = [line for line in markdown(hostile, SETTINGS).splitlines() if "http" in line]
+    assert row.endswith(r"| broken JSON | a \| b\](http://x) \*\*c\*\* \`d\` \[e |")
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
-"""What became of every conversation and turn: kept, or dropped for one reason from a fixed list."""
+"""The account of every conversation and turn: kept, or dropped for one reason from a fixed list."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
+
+MOST_NAME, MOST_NAMES = 40, 50
 
 
 class Drop(StrEnum):
@@ -15,17 +17,24 @@ class Drop(StrEnum):
     NOT_JSON = "broken JSON"
     NOT_UTF8 = "bytes that are not UTF-8"
     UNKNOWN_FORMAT = "a record in no known format"
+    AMBIGUOUS = "a record with two possible readings"
+    TOO_LARGE = "a record over 64 MB"
+    TOO_DEEP = "a record nested more than 200 levels deep"
+    WRONG_CELLS = "a table row with another number of cells than the header"
+    MARKED_BAD = "marked in the source as not for training"
+    MEDIA = "a record with images, audio or video"
     EMPTY = "a conversation without turns"
     NO_PAIR = "no question with an answer is left"
     DUPLICATE = "the same text as an earlier conversation"
     NEAR_DUPLICATE = "nearly the same text as an earlier conversation"
-    ALL_OVER_LONG = "every question with its answer is over the token limit"
+    ALL_OVER_LONG = "every question with its answer exceeds the token limit"
     WRONG_ORDER = "roles out of turn"
     BLOCKED_WORD = "a blocked word"
-    LANGUAGE = "a language that is not wanted"
+    LANGUAGE = "a language that the config excludes"
     REPEATED_DIGITS = "one digit repeated over and over"
-    CONTAMINATED = "holds an evaluation prompt"
+    CONTAMINATED = "contains an evaluation prompt"
     SAMPLED_OUT = "not in the sample taken of its source"
+    UNTRAINED = "nothing of it is trained"
     # a turn
     ODD_ROLE = "a role other than system, user, assistant"
     BLANK = "a blank turn, or one without text"
@@ -36,19 +45,20 @@ class Drop(StrEnum):
     ORPHAN_SYSTEM = "a system message of a dropped conversation"
     JOINED = "joined to the turn before it, which has the same role"
     REPEATED = "the same text and role as the turn before it"
-    OVER_LONG_PAIR = "a question with its answer over the token limit"
+    OVER_LONG_PAIR = "a question with its answer that exceeds the token limit"
     IN_DUPLICATE = "in a duplicate conversation"
     IN_DROPPED = "in a conversation dropped as a whole"
+    UNTRAINED_PAIR = "a question with an answer marked as not trained, in a sample without a trained answer"
     LATER_ROUND = "after the rounds that are kept"
-    PASSED_OVER = "an answer or branch that another was preferred to"
+    PASSED_OVER = "a further answer or branch of a record"
 
 
 class Change(StrEnum):
     """What was done to a turn, whether or not it was kept. The value is what a report shows."""
 
     MARKUP = "HTML became Markdown"
-    LEFT_MARKUP = "HTML left as it was, for being over a megabyte"
-    REMNANT = "remnants of the web page taken off"
+    LEFT_MARKUP = "HTML left as it was, since it is over a megabyte"
+    REMNANT = "remnants of the web page removed"
     REPLACED = "a replacement rule applied"
     SCRIPT = "Chinese script converted"
     TRUNCATED = "an answer over the token limit cut at a line or sentence"
@@ -56,7 +66,7 @@ class Change(StrEnum):
 
 @dataclass
 class Account:
-    """Of one source. Everything that came in was kept or has a reason: `balanced` holds at any time."""
+    """The account of one source. Everything that came in was kept or has a reason: `balanced` holds at any time."""
 
     conversations: int = 0
     turns: int = 0
@@ -66,14 +76,16 @@ class Account:
     dropped_turns: Counter[Drop] = field(default_factory=Counter)
     changed_turns: Counter[Change] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)  # of the conversations kept
+    unknown_roles: Counter[str] = field(default_factory=Counter)  # of turns, the names cut to `MOST_NAME` characters
+    placeholders: Counter[str] = field(default_factory=Counter)  # {{name}} -> turns that contain it
 
     def came(self, turns: int) -> None:
-        """A conversation, or a record that is none, with so many turns."""
+        """Count a conversation with this many turns, or a record that is not a conversation."""
         self.conversations += 1
         self.turns += turns
 
     def kept(self, turns: int) -> None:
-        """The conversation just counted is in the corpus, with so many of its turns."""
+        """The conversation just counted is in the corpus, with this many of its turns."""
         self.kept_conversations += 1
         self.kept_turns += turns
 
@@ -81,6 +93,13 @@ class Account:
         """The conversation just counted is not in the corpus, nor are those of its turns that had no reason yet."""
         self.dropped_conversations[reason] += 1
         self.dropped_turns[turns_reason] += turns
+
+    def count_names(self, counter: Counter[str], names: Iterable[str]) -> None:
+        """Count untrusted names: cut to `MOST_NAME` characters, at most `MOST_NAMES` different ones."""
+        for name in names:
+            name = name[:MOST_NAME]
+            if name in counter or len(counter) < MOST_NAMES:
+                counter[name] += 1
 
     def take_back(self, reason: Drop, turns_reason: Drop, turns: int, language: str) -> None:
         """A conversation counted as kept is dropped after all."""
@@ -90,12 +109,12 @@ class Account:
         self.dropped(reason, turns, turns_reason)
 
     def add(self, other: "Account") -> None:
-        """What another part of the same source came to."""
+        """Add the account of other records of the same source."""
         for item in fields(self):
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def balanced(self) -> bool:
-        """Kept and dropped add up to what came, for conversations and for turns."""
+        """Whether kept and dropped add up to what came in, for conversations and for turns."""
         return (
             self.conversations == self.kept_conversations + self.dropped_conversations.total()
             and self.turns == self.kept_turns + self.dropped_turns.total()
@@ -116,11 +135,13 @@ class Account:
                 "changed": _by_name(self.changed_turns),
             },
             "languages": {name: count for name, count in self.languages.most_common() if name and count},
+            "unknown_roles": dict(sorted(self.unknown_roles.items())),
+            "placeholders": dict(sorted(self.placeholders.items())),
         }
 
 
 def account(values: Mapping[str, Any]) -> Account:
-    """What `Account.as_dict` made plain."""
+    """The account that `Account.as_dict` returned as plain values."""
     conversations, turns = values["conversations"], values["turns"]
     return Account(
         conversations["read"],
@@ -131,6 +152,8 @@ def account(values: Mapping[str, Any]) -> Account:
         Counter({Drop[name.upper()]: count for name, count in turns["dropped"].items()}),
         Counter({Change[name.upper()]: count for name, count in turns["changed"].items()}),
         Counter(values["languages"]),
+        Counter(values["unknown_roles"]),
+        Counter(values["placeholders"]),
     )
 
 

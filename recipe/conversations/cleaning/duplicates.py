@@ -1,6 +1,6 @@
-"""Near-duplicates: MinHash sketches, made one conversation at a time, compared all at once.
+"""Near-duplicates: MinHash signatures, computed per conversation and compared all at once.
 
-A sketch is 256 bytes: 16 band keys of 8 bytes, equal in one band with probability J^8 for two texts whose sets of
+A signature is 256 bytes: 16 band keys of 8 bytes, equal in one band with probability J^8 for two texts whose sets of
 three-word runs have the Jaccard similarity J; and 128 bytes for an estimate of J (b-bit MinHash, Li & König 2010).
 """
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from recipe.conversations.messages import Message
 
 HASHES, BANDS, RUN = 128, 16, 3
-SKETCH = np.dtype([("bands", np.uint64, BANDS), ("low", np.uint8, HASHES)])
+SIGNATURE = np.dtype([("bands", np.uint64, BANDS), ("low", np.uint8, HASHES)])
 
 
-def sketch(messages: Sequence[Message]) -> bytes:
-    """One `SKETCH` of a conversation's text, letter case and white space aside."""
+def signature(messages: Sequence[Message]) -> bytes:
+    """One `SIGNATURE` of a conversation's text, letter case and white space aside."""
     from rensa import RMinHash
 
     words = " ".join(message.content for message in messages).casefold().split()
@@ -26,21 +26,21 @@ def sketch(messages: Sequence[Message]) -> bytes:
     minhash = RMinHash(num_perm=HASHES, seed=42)
     minhash.update(["\0".join(units[at : at + RUN]) for at in range(max(1, len(units) - RUN + 1))])
     digest = np.array(minhash.digest(), dtype=np.uint32)
-    out = np.zeros(1, SKETCH)
+    out = np.zeros(1, SIGNATURE)
     bands = (hashlib.blake2b(band.tobytes(), digest_size=8).digest() for band in digest.reshape(BANDS, -1))
     out["bands"] = np.frombuffer(b"".join(bands), np.uint64)
     out["low"] = digest.astype(np.uint8)
     return out.tobytes()
 
 
-def near_duplicates(sketches: npt.NDArray[np.void], threshold: float) -> npt.NDArray[np.bool_]:
-    """Which conversations, in order, are nearly the same as an earlier one that stays. `sketches`: [n] of `SKETCH`."""
-    firsts = np.stack([_first_with_same_key(sketches["bands"][:, band]) for band in range(BANDS)], axis=1)
-    order = np.arange(len(sketches))
+def near_duplicates(signatures: npt.NDArray[np.void], threshold: float) -> npt.NDArray[np.bool_]:
+    """For each of the [n] `signatures`: whether an earlier conversation that is kept is nearly the same."""
+    firsts = np.stack([_first_with_same_key(signatures["bands"][:, band]) for band in range(BANDS)], axis=1)
+    order = np.arange(len(signatures))
     stays_for = order.copy()  # the conversation that stays in each one's place
     for index in np.flatnonzero((firsts < order[:, None]).any(axis=1)):
         for other in dict.fromkeys(stays_for[firsts[index]].tolist()):
-            if other < index and _similarity(sketches["low"][index], sketches["low"][other]) >= threshold:
+            if other < index and _similarity(signatures["low"][index], signatures["low"][other]) >= threshold:
                 stays_for[index] = other
                 break
     return stays_for < order

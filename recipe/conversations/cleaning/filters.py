@@ -1,61 +1,50 @@
-"""What a user may ask of a conversation beyond being clean: rules that change a text, and reasons to leave one out."""
+"""The rules of [corpus]: replacements and script conversion, and reasons to drop a conversation."""
 
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.conversations.cleaning.accounting import Change, Drop
 from recipe.conversations.messages import Message
-from recipe.core.errors import UsageError
+from recipe.core.config import Corpus
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.text import snippet
 
 ARROW = " => "
-SEEN_BY_DETECTOR = 80  # characters; a conversation's language shows in them
+SEEN_BY_DETECTOR = 80  # characters that the language detector gets
+RULE_SECONDS = 5.0  # that a replacement rule may take for one turn
+MOST_REPLACED = 1 << 26  # characters that a replacement rule may write into one turn
 NGRAM = 13  # words; the length at which GPT-3's authors called a match contamination (arXiv:2005.14165, appendix C)
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.S)
+_PLACEHOLDER = re.compile(r"\{\{ ?([A-Za-z]\w{0,39}) ?\}\}")
 _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff]|[^\W_]+")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What is done to conversations. Plain values: it goes to other processes."""
-
-    html: bool = True  # a page's HTML becomes Markdown
-    repair_roles: bool = True  # False: a conversation with roles out of turn is dropped
-    rounds: int = 0  # so many (question, answer) pairs are kept; 0: all
-    truncate: bool = False  # an over-long answer is cut instead of dropped with its question
-    near: bool = False  # sketches for near-duplicates are made
-    script: str = "keep"  # or "t2s", "s2t": traditional to simplified Chinese, and back
-    replace: tuple[str, ...] = ()  # "pattern => text"
-    blocked_words: tuple[str, ...] = ()
-    languages_keep: tuple[str, ...] = ()
-    languages_skip: tuple[str, ...] = ()
-    repeated_digits: int = 0
-    prompts: tuple[str, ...] = ()  # that evaluation asks
-    sample: dict[str, float] = field(default_factory=dict)  # source -> share
-
-
 class Filters:
-    """Compiled rules."""
+    """The rules of [corpus], compiled: what changes a text, and why a conversation is dropped.
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self._replacements = [_replacement(rule) for rule in rules.replace]
-        self._blocked = _any_of(rules.blocked_words)
-        digits = rules.repeated_digits
+    `prompts`: evaluation prompts; a conversation that contains one is dropped. Raises UsageError for a replacement
+    rule that is not a regular expression.
+    """
+
+    def __init__(self, corpus: Corpus, prompts: Iterable[str] = ()) -> None:
+        self.corpus = corpus
+        self._rules = [Rule(rule) for rule in corpus.replace]
+        self._blocked = _any_of(corpus.blocked_words)
+        digits = corpus.repeated_digits
         self._digits = re.compile(rf"(\d)\1{{{digits - 1}}}") if digits else None
-        self._convert = _converter(rules.script)
-        self._contamination = Contamination(rules.prompts) if rules.prompts else None
+        self._convert = _converter(corpus.script)
+        self._contamination = Contamination(prompts)
 
     def change(self, text: str) -> tuple[str, list[Change]]:
-        """The text after the replacement rules and the script's conversion, and which of them did something."""
+        """The text after the replacement rules and the script conversion, and which of them changed it."""
         changes = []
         before = text
-        for pattern, replacement in self._replacements:
-            text = pattern.sub(replacement, text)
+        for rule in self._rules:
+            text = rule.apply(text)
         if text != before:
             changes.append(Change.REPLACED)
         if self._convert and _HAN.search(text) and (converted := self._convert(text)) != text:
@@ -64,37 +53,45 @@ class Filters:
         return text, changes
 
     def reason(self, messages: Sequence[Message], language: str) -> Drop | None:
-        """Why the conversation is not wanted; None: it is."""
-        rules = self.rules
-        if (rules.languages_keep and language not in rules.languages_keep) or language in rules.languages_skip:
+        """Why the conversation is dropped; None: it is kept."""
+        keep, skip = self.corpus.languages_keep, self.corpus.languages_skip
+        if (keep and language not in keep) or language in skip:
             return Drop.LANGUAGE
         texts = [message.content for message in messages]
         if self._blocked and any(map(self._blocked.search, texts)):
             return Drop.BLOCKED_WORD
         if self._digits and any(map(self._digits.search, texts)):
             return Drop.REPEATED_DIGITS
-        if self._contamination and any(map(self._contamination.holds, texts)):
+        if any(map(self._contamination.contains_prompt, texts)):
             return Drop.CONTAMINATED
         return None
 
 
 class Contamination:
-    """Whether a text is an evaluation prompt, or shares a run of words with a long one."""
+    """Detects texts that equal an evaluation prompt, or share a run of 13 words with one."""
 
     def __init__(self, prompts: Iterable[str]) -> None:
         words = [_words(prompt) for prompt in prompts]
         self._short = {tuple(prompt) for prompt in words if prompt and len(prompt) < NGRAM}
         self._runs = {run for prompt in words for run in _runs(prompt)}
 
-    def holds(self, text: str) -> bool:
+    def contains_prompt(self, text: str) -> bool:
+        """Whether the text is, or overlaps with, an evaluation prompt."""
+        if not (self._short or self._runs):
+            return False
         words = _words(text)
         if len(words) < NGRAM:
             return tuple(words) in self._short
         return bool(self._runs) and any(run in self._runs for run in _runs(words))
 
 
+def placeholders(text: str) -> list[str]:
+    """Names that a template left unfilled, as {{name}}; code aside, where double braces are common."""
+    return _PLACEHOLDER.findall(_CODE.sub(" ", text)) if "{{" in text else []
+
+
 def language(messages: Sequence[Message]) -> str:
-    """The ISO 639-1 code of what the conversation is mostly written in; "" where nobody can tell, as of code alone."""
+    """The ISO 639-1 code of the conversation's main language; "" where it cannot be detected, as in code alone."""
     pieces, left = [], SEEN_BY_DETECTOR
     for message in messages:
         if message.role != "system" and left > 0:
@@ -123,17 +120,44 @@ def _converter(script: str) -> Any:
     return OpenCC(script).convert
 
 
-def _replacement(rule: str) -> tuple[re.Pattern[str], str]:
-    pattern, arrow, replacement = rule.partition(ARROW)
-    try:
+class Rule:
+    """A replacement rule 'pattern => text' of the user, compiled. Raises UsageError where it is not one."""
+
+    def __init__(self, rule: str) -> None:
+        import regex  # unlike `re` it can be given a time limit
+
+        self.rule = rule
+        pattern, arrow, self._replacement = rule.partition(ARROW)
         if not (arrow and pattern):
-            raise UsageError(f"the replacement rule {rule!r} has no arrow: expected 'pattern{ARROW}text'")
-        compiled = re.compile(pattern)
-        compiled.sub(replacement, "")
-        re._parser.parse_template(replacement, compiled)  # type: ignore[attr-defined]
-    except (re.error, IndexError) as error:
-        raise UsageError(f"the replacement rule {rule!r} is no regular expression: {error}") from None
-    return compiled, replacement
+            raise UsageError(f"the replacement rule {snippet(rule)} has no arrow: expected 'pattern{ARROW}text'")
+        try:
+            self._pattern = regex.compile(pattern)
+            regex.sub(f"{pattern}\n|", self._replacement, "")  # matches the empty text: checks the group numbers
+        except (regex.error, IndexError) as error:
+            raise UsageError(f"the replacement rule {snippet(rule)} is not a regular expression: {error}") from None
+
+    def apply(self, text: str) -> str:
+        """The text with every match replaced. Raises RecipeError past the limits of time and size."""
+        room = MOST_REPLACED
+
+        def expand(match: Any) -> str:
+            nonlocal room
+            new = str(match.expand(self._replacement))
+            room -= len(new)
+            if room < 0:
+                raise RecipeError(f"{self._described(text)} makes more than {MOST_REPLACED:,} characters of it")
+            return new
+
+        try:
+            return str(self._pattern.sub(expand, text, timeout=RULE_SECONDS))
+        except TimeoutError:
+            raise RecipeError(f"{self._described(text)} takes more than {RULE_SECONDS} s: simplify the rule") from None
+
+    def _described(self, text: str) -> str:
+        return (
+            f"the replacement rule {snippet(self.rule)}, applied to the turn of {len(text):,} characters that begins "
+            f"with {snippet(text, 40)!r},"
+        )
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.messages import Message
 
+_SEPARATOR = "\n\n"
+
 
 def in_turn(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
     """At most one system message, then user and assistant in turn, from a first question to a last answer.
@@ -45,23 +47,46 @@ def in_turn(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
 
 
 def _join_neighbours(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
-    joined: list[Message] = []
+    joined: list[_Joined] = []
     dropped: Counter[Drop] = Counter()
     for message in messages:
         last = joined[-1] if joined else None
-        if last is None or message.role != last.role or message.role not in ("user", "assistant"):
-            joined.append(message)
+        if last is None or message.role != last.first.role or message.role not in ("user", "assistant"):
+            joined.append(_Joined(message))
         elif not message.content.strip():
             dropped[Drop.BLANK] += 1
-        elif not last.content.strip():
-            joined[-1] = message
+        elif last.is_blank():
+            joined[-1] = _Joined(message)
             dropped[Drop.BLANK] += 1
-        elif message.content == last.content:
-            dropped[Drop.REPEATED] += 1
         else:
-            joined[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
-            dropped[Drop.JOINED] += 1
-    return joined, dropped
+            dropped[Drop.REPEATED if last.equals(message.content) else Drop.JOINED] += 1
+            last.add(message)
+    return [item.message() for item in joined], dropped
+
+
+class _Joined:
+    """Neighbouring turns of one role. Their texts are joined once, at the end: joining turn by turn takes quadratic
+    time. The joined turn is trained only where each of them is."""
+
+    def __init__(self, first: Message) -> None:
+        self.first, self.texts, self.size, self.trained = first, [first.content], len(first.content), first.trained
+
+    def is_blank(self) -> bool:
+        return len(self.texts) == 1 and not self.texts[0].strip()
+
+    def equals(self, text: str) -> bool:
+        return len(text) == self.size and _SEPARATOR.join(self.texts) == text
+
+    def add(self, message: Message) -> None:
+        self.trained &= message.trained
+        if not self.equals(message.content):
+            self.texts.append(message.content)
+            self.size += len(_SEPARATOR) + len(message.content)
+
+    def message(self) -> Message:
+        if len(self.texts) == 1 and self.trained == self.first.trained:
+            return self.first
+        return replace(self.first, content=_SEPARATOR.join(self.texts), trained=self.trained)
 
 
 def fingerprint(messages: Sequence[Message]) -> bytes:

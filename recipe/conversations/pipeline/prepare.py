@@ -1,18 +1,21 @@
-"""From what a file holds to samples, one conversation at a time, with an account of everything that came in."""
+"""Clean, filter and split one conversation at a time, and account for everything that came in."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from recipe.conversations.cleaning import duplicates
 from recipe.conversations.cleaning.accounting import Account, Change, Drop
-from recipe.conversations.cleaning.filters import Filters, Rules, language
-from recipe.conversations.cleaning.html import cleaned_text
+from recipe.conversations.cleaning.filters import Filters, language, placeholders
+from recipe.conversations.cleaning.html import clean_turn
 from recipe.conversations.cleaning.roles import fingerprint, in_turn
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
-from recipe.conversations.pipeline.split import Sample, drawn, position, split_conversation
+from recipe.conversations.pipeline.split import Sample, draw, position, split_conversation
 from recipe.conversations.readers.json_stream import Rejected
+from recipe.core.config import Source
+
+KNOWN_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -21,27 +24,26 @@ class Prepared:
 
     conversation: Conversation
     samples: list[Sample]
-    turns: int  # of it that are in the samples
-    mark: bytes  # equal for equal texts
-    sketch: bytes  # similar for similar texts; empty where nobody asks
+    turns: int  # of the conversation that are in the samples
+    fingerprint: bytes  # equal for equal texts
+    signature: bytes  # MinHash; empty where near-duplicates are kept
     language: str
-    place: float  # in [0, 1), for the hold-out
+    position: float  # in [0, 1), for the validation split
 
 
-@dataclass
 class Preparation:
-    """Cleans, filters and splits. No conversation has an influence on another."""
+    """Cleans, filters and splits conversations by the rules of `filters` and the settings of their source.
 
-    counter: TokenCounter
-    template: str
-    max_length: int  # tokens of a sample
-    rules: Rules = field(default_factory=Rules)
-    seed: int = 0
-    accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))  # by source
-    rejected: list[Rejected] = field(default_factory=list)
+    A conversation has no influence on another. Every `take` adds to `accounts` (by source name), `rejected` and
+    `changed`.
+    """
 
-    def __post_init__(self) -> None:
-        self._filters = Filters(self.rules)
+    def __init__(self, counter: TokenCounter, filters: Filters, source: Source | None = None) -> None:
+        self.counter, self.filters, self.source = counter, filters, source or Source()
+        self.corpus = filters.corpus
+        self.accounts: defaultdict[str, Account] = defaultdict(Account)
+        self.rejected: list[Rejected] = []
+        self.changed: list[tuple[str, int, list[Change]]] = []  # (id, turn from 0 on, changes by the cleaning)
 
     def take(self, item: Conversation | Rejected) -> Prepared | None:
         """The clean conversation and its samples; None where nothing of it is kept. Either way it is accounted for."""
@@ -53,61 +55,72 @@ class Preparation:
             return None
         account.came(len(item.messages) + item.passed_over)
         account.dropped_turns[Drop.PASSED_OVER] += item.passed_over
-        share = self.rules.sample.get(item.source, 1.0)
-        if share < 1 and drawn(item.id, item.source, self.seed) >= share:
+        share = self.source.share
+        if share < 1 and draw(item.id, item.source, self.corpus.seed) >= share:
             account.dropped(Drop.SAMPLED_OUT, len(item.messages))
             return None
-        conversation = self._fit(item, account)
-        return self._cut(conversation, account) if conversation else None
+        conversation = self._clean_up(item, account)
+        return self._filter_and_split(conversation, account) if conversation else None
 
-    def _fit(self, raw: Conversation, account: Account) -> Conversation | None:
-        messages = [self._clean(message, account) for message in raw.messages]
+    def _clean_up(self, raw: Conversation, account: Account) -> Conversation | None:
+        """The conversation with clean texts and alternating roles, at most `rounds` pairs long."""
+        messages = [self._clean(raw, index, account) for index in range(len(raw.messages))]
+        unknown = (message.role or "(no role)" for message in messages if message.role not in KNOWN_ROLES)
+        account.count_names(account.unknown_roles, unknown)
         kept, dropped = in_turn(messages)
-        if dropped and not self.rules.repair_roles and raw.messages:
+        if dropped and not self.corpus.repair_roles and raw.messages:
             account.dropped(Drop.WRONG_ORDER, len(raw.messages))
             return None
         account.dropped_turns += dropped
         if not kept:
             account.dropped_conversations[Drop.NO_PAIR if raw.messages else Drop.EMPTY] += 1
             return None
-        last = 2 * self.rules.rounds + (kept[0].role == "system")
-        if self.rules.rounds and len(kept) > last:
+        last = 2 * self.corpus.rounds + (kept[0].role == "system")
+        if self.corpus.rounds and len(kept) > last:
             account.dropped_turns[Drop.LATER_ROUND] += len(kept) - last
             kept = kept[:last]
         return replace(raw, messages=tuple(kept))
 
-    def _clean(self, message: Message, account: Account) -> Message:
-        text, changes = cleaned_text(message.content, self.rules.html)
-        text, more = self._filters.change(text)
+    def _clean(self, raw: Conversation, index: int, account: Account) -> Message:
+        message = raw.messages[index]
+        text, changes = clean_turn(message.content, message.role, self.corpus.html, self.source.html)
+        text, more = self.filters.change(text)
         for change in (*changes, *more):
             account.changed_turns[change] += 1
+        if changes:
+            self.changed.append((raw.id, index, changes))
+        account.count_names(account.placeholders, set(placeholders(text)))
         return message if text == message.content else replace(message, content=text)
 
-    def _cut(self, conversation: Conversation, account: Account) -> Prepared | None:
-        messages = conversation.messages
+    def _filter_and_split(self, conversation: Conversation, account: Account) -> Prepared | None:
+        corpus, messages = self.corpus, conversation.messages
         spoken = language(messages)
-        if reason := self._filters.reason(messages, spoken):
+        if reason := self.filters.reason(messages, spoken):
             account.dropped(reason, len(messages))
             return None
-        split = split_conversation(messages, self.counter, self.template, self.max_length, self.rules.truncate)
-        turns = len(messages) - 2 * split.dropped
+        truncate = corpus.over_long == "truncate"
+        split = split_conversation(messages, self.counter, corpus.template, corpus.max_length, truncate)
+        turns = len(messages) - 2 * (split.dropped + split.untrained)
         account.dropped_turns[Drop.OVER_LONG_PAIR] += 2 * split.dropped
+        account.dropped_turns[Drop.UNTRAINED_PAIR] += 2 * split.untrained
         account.changed_turns[Change.TRUNCATED] += split.truncated
         if not split.samples:
-            account.dropped(Drop.ALL_OVER_LONG, turns, Drop.ORPHAN_SYSTEM)
+            reason = Drop.UNTRAINED if split.untrained else Drop.ALL_OVER_LONG
+            account.dropped(reason, turns, Drop.ORPHAN_SYSTEM)
             return None
         account.kept(turns)
         account.languages[spoken] += 1
         return self._prepared(conversation, split.samples, turns, spoken)
 
     def _prepared(self, conversation: Conversation, samples: Sequence[Sample], turns: int, spoken: str) -> Prepared:
-        mark = fingerprint(conversation.messages)
+        content = fingerprint(conversation.messages)
+        near = self.corpus.duplicates == "near"
         return Prepared(
             conversation,
             list(samples),
             turns,
-            mark,
-            duplicates.sketch(conversation.messages) if self.rules.near else b"",
+            content,
+            duplicates.signature(conversation.messages) if near else b"",
             spoken,
-            position(conversation, self.seed, mark),
+            position(conversation, self.corpus.seed, content),
         )

@@ -1,33 +1,94 @@
-"""What a config's [corpus] asks for, in the words of the conversations room: sources, rules, shares."""
+"""What a config's [corpus] asks for, checked and resolved once: the sources by name, and every input file."""
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipe.conversations import identity
-from recipe.conversations.cleaning.filters import Filters, Rules
+from recipe.conversations import identity, templates
+from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
+from recipe.conversations.formats.base import Format
+from recipe.conversations.formats.fields import build_format
 from recipe.conversations.messages import Conversation
-from recipe.conversations.pipeline.shards import Source
-from recipe.conversations.readers import gzip_text
-from recipe.core.config import Config
+from recipe.conversations.readers import compressed
+from recipe.core import config as configs
+from recipe.core.config import Config, Corpus, Source
 from recipe.core.errors import UsageError
-from recipe.core.files import file_size
+from recipe.core.files import file_size, list_files
+from recipe.core.text import printable
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MOST_WEIGHT = 1e6
 
 
-def check(config: Config) -> None:
-    """Raises UsageError for what [corpus] cannot mean; reads no conversation."""
+@dataclass(frozen=True)
+class RawSource:
+    """A raw file or folder, the name under which its conversations are counted, and its settings."""
+
+    name: str
+    path: Path
+    settings: Source = field(default_factory=Source)
+
+    @property
+    def format(self) -> Format | None:
+        """The format that the settings name or describe; None: recognize it for each record."""
+        if self.settings.fields:
+            return build_format(self.settings.fields, self.settings.roles)
+        return detect.named(self.settings.format) if self.settings.format else None
+
+    def stamp(self) -> list[tuple[int, int]]:
+        """Size and time of change of every file: differs where the source is written to."""
+        files = [self.path] if self.path.is_file() else list_files(self.path)
+        return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
+
+    def size(self) -> int:
+        """Bytes of the source's text, for the progress bar; of a compressed file an estimate."""
+        return compressed.size(self.path) if self.path.is_file() else file_size(self.path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked [corpus] section with its sources named and its input files listed."""
+
+    corpus: Corpus
+    base: Path  # the folder of the tokenizer
+    sources: tuple[RawSource, ...]
+    inputs: Mapping[str, Path]  # name in the manifest -> file or folder that is hashed
+
+    def prompts(self) -> tuple[str, ...]:
+        """The evaluation prompts of `corpus.decontaminate`, read from their files."""
+        return tuple(prompt for path in self.corpus.decontaminate for prompt in read_prompts(Path(path)))
+
+
+def resolve(config: Config) -> Plan:
+    """The plan of a corpus. Reads no conversation. Raises UsageError for settings that cannot be carried out."""
     corpus = config.corpus
-    _check_numbers(config)
-    for path in (*corpus.sources, *corpus.decontaminate):
-        if not Path(path).exists():
-            raise UsageError(f"there is no file {path}: name raw conversation files (JSON, JSON lines or Parquet)")
-    shares(config, "mixture", most=1e6)
-    Filters(rules_of(config, prompts=()))
+    if not _is_utf8(configs.required(config, "corpus.path", "--output DIR")):
+        raise UsageError(f"the corpus path {printable(corpus.path)} is not UTF-8: name another folder")
+    base = Path(configs.required(config, "base.path", "--tokenizer DIR"))
+    if not corpus.identity_name:
+        configs.required(config, "corpus.source", "--source FILE")
+    elif not corpus.identity_organisation:
+        raise UsageError("corpus.identity_name is set and identity_organisation is empty: set the model's maker too")
+    templates.get(corpus.template)
+    _check_numbers(corpus)
+    _check_files(corpus, base)
+    Filters(corpus)
+    sources = _name_sources(corpus.source)
+    inputs = {f"source {number}: {source.name.split('/')[-1]}": source.path for number, source in enumerate(sources)}
+    inputs |= {f"prompts {number}": Path(path) for number, path in enumerate(corpus.decontaminate)}
+    inputs |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
+    return Plan(corpus, base, sources, inputs)
 
 
-def _check_numbers(config: Config) -> None:
-    corpus = config.corpus
+def _is_utf8(path: str) -> bool:
+    """Whether the bytes of a path are UTF-8; Python marks those that are not."""
+    return os.fsencode(path) == path.encode("utf-8", "replace")
+
+
+def _check_numbers(corpus: Corpus) -> None:
     if not 0 <= corpus.val_fraction < 1:
         raise UsageError(f"corpus.val_fraction is {corpus.val_fraction}: expected a share from 0 to below 1")
     if not 0 < corpus.near_threshold <= 1:
@@ -38,72 +99,57 @@ def _check_numbers(config: Config) -> None:
             raise UsageError(f"corpus.{name} is {getattr(corpus, name)}: expected {smallest} or more")
     if corpus.repeated_digits and corpus.repeated_digits < 2:
         raise UsageError(f"corpus.repeated_digits is {corpus.repeated_digits}: expected 0 (off), or 2 or more")
+    for source in corpus.source:
+        if not 0 < source.share <= 1:
+            raise UsageError(f"the share of {source.path} is {source.share}: expected a number above 0, at most 1")
+        if not 0 <= source.weight <= MOST_WEIGHT:
+            raise UsageError(
+                f"the weight of {source.path} is {source.weight}: expected a number from 0 to {MOST_WEIGHT:g}"
+            )
 
 
-def sources_of(config: Config) -> list[Source]:
-    """The sources by unlike names: the file's, or with its folder's where two files have the same."""
-    paths = [Path(source) for source in config.corpus.sources]
+def _check_files(corpus: Corpus, base: Path) -> None:
+    for path in (*(source.path for source in corpus.source), *corpus.decontaminate):
+        if not path:
+            raise UsageError("a [[corpus.source]] table has no path: expected a raw conversation file")
+        if not Path(path).exists():
+            raise UsageError(
+                f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines or Parquet)"
+            )
+        if not (Path(path).is_file() or Path(path).is_dir()):
+            raise UsageError(
+                f"{printable(path)} is not a regular file or a folder: write its content to a file, and name that one"
+            )
+    if not (base / TOKENIZER_FILES[0]).is_file():
+        raise UsageError(f"{base} has no {TOKENIZER_FILES[0]}: convert the base first (`python -m recipe.convert`)")
+
+
+def _name_sources(sources: Sequence[Source]) -> tuple[RawSource, ...]:
+    """Each source under its file's name, or with its folder's name in front where two files have the same name."""
+    paths = [Path(source.path) for source in sources]
     count = Counter(path.name for path in paths)
     names = [path.name if count[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+    names = [os.fsencode(name).decode("utf-8", "replace") for name in names]  # a file's name is any bytes
     if len({*names, identity.SOURCE}) < len(names) + 1:
-        raise UsageError(f"corpus.sources names a file twice: {', '.join(names)}; give each one once, by another name")
-    chosen = _by_name(config, "formats", names)
-    for name in chosen.values():
-        detect.named(name)
-    return [Source(name, path, chosen.get(name, "")) for name, path in zip(names, paths, strict=True)]
+        raise UsageError(
+            f"two sources have the same name: {', '.join(names)}; list each file once, by a name of its own"
+        )
+    for source in sources:
+        _check_reading(source)
+    return tuple(RawSource(*item) for item in zip(names, paths, sources, strict=True))
 
 
-def size(path: Path) -> int:
-    """Bytes of a source's text, for the progress bar."""
-    return gzip_text.size(path) if path.is_file() else file_size(path)
+def _check_reading(source: Source) -> None:
+    if source.format and source.fields:
+        raise UsageError(f"{printable(source.path)} has both a format and fields: give one of them")
+    if source.format:
+        detect.named(source.format)
+    if source.fields:
+        build_format(source.fields, source.roles)
+    detect.check_roles(source.roles)
 
 
-def _by_name(config: Config, field: str, names: Sequence[str]) -> dict[str, str]:
-    """A field of NAME=VALUE strings as a mapping. Raises UsageError where a name is none of the sources'."""
-    out = {}
-    for entry in getattr(config.corpus, field):
-        name, equals, value = entry.rpartition("=")
-        if not equals or name not in names:
-            raise UsageError(f"corpus.{field} holds {entry!r}: expected NAME=VALUE with a name of {', '.join(names)}")
-        out[name] = value
-    return out
-
-
-def shares(config: Config, field: str, most: float) -> dict[str, float]:
-    """A field of NAME=NUMBER strings, the numbers above 0 and at most `most`."""
-    names = [identity.SOURCE, *(source.name for source in sources_of(config))]
-    out = {}
-    for name, text in _by_name(config, field, names).items():
-        try:
-            out[name] = float(text)
-        except ValueError:
-            out[name] = -1.0
-        if not 0 < out[name] <= most:
-            raise UsageError(f"corpus.{field} holds {name}={text}: expected a number above 0 and at most {most:g}")
-    return out
-
-
-def rules_of(config: Config, prompts: Sequence[str]) -> Rules:
-    """What is done to each conversation; those that hold one of the `prompts` are left out."""
-    corpus = config.corpus
-    return Rules(
-        html=corpus.html,
-        repair_roles=corpus.repair_roles,
-        rounds=corpus.rounds,
-        truncate=corpus.over_long == "truncate",
-        near=corpus.duplicates == "near",
-        script=corpus.script,
-        replace=corpus.replace,
-        blocked_words=corpus.blocked_words,
-        languages_keep=corpus.languages_keep,
-        languages_skip=corpus.languages_skip,
-        repeated_digits=corpus.repeated_digits,
-        prompts=tuple(prompts),
-        sample=shares(config, "sample", 1.0),
-    )
-
-
-def prompts_of(path: Path) -> Iterator[str]:
+def read_prompts(path: Path) -> Iterator[str]:
     """Evaluation prompts: the lines of a .txt file, or the questions of conversations."""
     if path.suffix == ".txt":
         yield from filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines())

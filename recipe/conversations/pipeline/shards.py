@@ -1,9 +1,10 @@
-"""A corpus in parts of a few megabytes, each prepared by whichever process is free and written to a file of its own.
+"""A corpus in shards of a few megabytes, each prepared by any free worker and written to files of its own.
 
-What a part holds follows from the sources alone, never from the number of processes; so the parts in order are the same
-corpus on any machine, and a part that is finished stays finished when the work is interrupted.
+A shard's content follows from the sources alone, never from the number of workers. So the shards in order are the same
+corpus on every machine, and a finished shard stays finished when the work is interrupted.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,141 +14,134 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from recipe.conversations.cleaning.accounting import Account, Drop, account
-from recipe.conversations.cleaning.filters import Rules
+from recipe.conversations.cleaning.accounting import Account, Change, Drop, account
+from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
-from recipe.conversations.formats.records import Layout
 from recipe.conversations.messages import Conversation
 from recipe.conversations.pipeline import workers
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
+from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.conversations.tokens import Encoders
+from recipe.core.config import Corpus
 from recipe.core.errors import RecipeError
+from recipe.core.files import sha256
 
-PART_BYTES, PART_RECORDS = 2 << 20, 2000
-AHEAD = 2  # parts read for each process before it asks; what bounds memory
+SHARD_BYTES, SHARD_RECORDS = 2 << 20, 2000
+Kind = Literal["index", "samples", "signatures", "changes"]
+AHEAD = 2  # shards read ahead per worker; this bounds memory
 
 
 class KilledError(RecipeError):
-    """A process died while it prepared a part; the finished parts are whole."""
+    """A worker died while it prepared a shard. The finished shards are whole."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A raw file, and the name under which its conversations are counted."""
-
-    name: str
-    path: Path
-    format: str = ""  # "": told by looking at each record
-
-    @property
-    def layout(self) -> Layout | None:
-        return detect.named(self.format) if self.format else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """How every part is prepared."""
+class ShardConfig:
+    """Settings shared by all workers."""
 
     encoders: Encoders
-    template: str
-    max_length: int
-    rules: Rules
-    seed: int
+    corpus: Corpus
+    prompts: tuple[str, ...] = ()  # evaluation prompts; conversations that contain one are dropped
 
 
 @dataclass(frozen=True)
-class Part:
-    """Records that are prepared together."""
+class Shard:
+    """Consecutive records of one source: at most 2 MiB or 2,000 of them."""
 
     number: int
-    source: Source
+    source: RawSource
     first: int  # the number of its first record in the source
-    ends: int = 0  # bytes of the source up to here, where it is counted in bytes
+    end: int = 0  # bytes of the source up to the shard's end; 0 where the source is not counted in bytes
     records: list[Record | Rejected | Conversation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a conversation in a finished part: all but its text."""
+    """What the index holds of a kept conversation: all but its text."""
 
     id: str
-    place: float
-    mark: str
+    position: float
+    fingerprint: str
     language: str
     turns: int
     samples: list[tuple[int, int, int, int]]  # bytes in the .samples file, tokens, trained tokens, turns
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a part came to. Its samples lie beside it, each a JSON line without its `{"id": ..., `."""
+class ShardIndex:
+    """Counts and offsets of a finished shard. Beside it lie its samples, JSON lines without their `{"id": ..., `, its
+    changed turns, and its MinHash signatures where near-duplicates are dropped."""
 
     source: str
     rows: list[Row]
     account: Account
     rejected: list[Rejected]
+    sha256: dict[Kind, str]  # of the files beside it
 
 
-def divide(sources: Iterable[Source], made: Sequence[Conversation] = ()) -> Iterator[Part]:
-    """All records as parts, those of `made` first."""
-    part = Part(0, Source(made[0].source if made else "", Path()), 0, records=list(made))
-    if part.records:
-        yield part
+def divide(sources: Iterable[RawSource], generated: Sequence[Conversation] = ()) -> Iterator[Shard]:
+    """All records as shards, those of `generated` first."""
+    shard = Shard(0, RawSource(generated[0].source if generated else "", Path()), 0, records=list(generated))
+    if shard.records:
+        yield shard
     for source in sources:
-        part, size, ends = Part(part.number + bool(part.records), source, 0), 0, 0
+        shard, size, end = Shard(shard.number + bool(shard.records), source, 0), 0, 0
         for number, record in enumerate(detect.raw_records(source.path, source.name)):
-            if part.records and (size >= PART_BYTES or len(part.records) >= PART_RECORDS):
-                yield replace(part, ends=ends)
-                part, size = Part(part.number + 1, source, number), 0
-            part.records.append(record)
+            if shard.records and (size >= SHARD_BYTES or len(shard.records) >= SHARD_RECORDS):
+                yield replace(shard, end=end)
+                shard, size = Shard(shard.number + 1, source, number), 0
+            shard.records.append(record)
             size += record.size
-            ends = record.offset + record.size if record.size else 0
-        if part.records:
-            yield replace(part, ends=ends)
+            end = record.offset + record.size if record.size else 0
+        if shard.records:
+            yield replace(shard, end=end)
 
 
 def prepare(
-    parts: Iterable[Part], folder: Path, job: Job, processes: int, tell: Callable[[Part, int], object]
+    shards: Iterable[Shard], folder: Path, config: ShardConfig, processes: int, report: Callable[[Shard, int], object]
 ) -> Iterator[int]:
-    """Prepare every part into `folder`, but for those that lie there already; their numbers in order.
+    """Prepare every shard into `folder` except those that are finished there; yields their numbers in order.
 
-    `tell` is called with each part that is done and how many conversations it held. Raises RecipeError where a process
-    dies.
+    `report` is called with each finished shard and the number of conversations it held. Raises KilledError where a
+    worker dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = iter(parts)
-    first = list(itertools.islice(parts, 2))
-    parts = itertools.chain(first, parts)
+    shards = iter(shards)
+    first = list(itertools.islice(shards, 2))
+    shards = itertools.chain(first, shards)
     if processes == 1 or len(first) < 2:
-        worker = _Worker(job, folder)
-        for part in parts:
-            tell(part, worker.finish(part))
-            yield part.number
+        worker = _Worker(config, folder)
+        for shard in shards:
+            report(shard, worker.finish(shard))
+            yield shard.number
         return
-    with ProcessPoolExecutor(processes, workers.context(), _begin, (job, folder)) as pool:
+    with ProcessPoolExecutor(processes, workers.context(), _begin, (config, folder)) as pool:
         try:
-            for part, count in _in_order(pool, parts, AHEAD * processes):
-                tell(part, count)
-                yield part.number
+            for shard, count in _in_order(pool, shards, AHEAD * processes):
+                report(shard, count)
+                yield shard.number
         except BrokenProcessPool:
             raise KilledError(
-                "a process that prepares conversations was killed, probably for want of memory; the same command goes "
-                "on after the last finished part, with --set corpus.processes=1 in a fraction of the memory"
+                "a worker process was killed, probably for lack of memory; run the same command again to resume after "
+                "the last finished shard, with --set corpus.processes=1 to need a fraction of the memory"
             ) from None
+        except BaseException:
+            workers.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, parts: Iterable[Part], ahead: int) -> Iterator[tuple[Part, int]]:
-    """(part without its records, conversations in it) in order, at most `ahead` of them under way."""
-    waiting: deque[tuple[Part, Future[int]]] = deque()
-    for part in parts:
-        with workers.uninterrupted():  # this may start a process
-            waiting.append((replace(part, records=[]), pool.submit(_finish, part)))
+def _in_order(pool: ProcessPoolExecutor, shards: Iterable[Shard], ahead: int) -> Iterator[tuple[Shard, int]]:
+    """(shard without its records, conversations in it) in order, at most `ahead` of them under way."""
+    waiting: deque[tuple[Shard, Future[int]]] = deque()
+    for shard in shards:
+        with workers.defer_signals():  # this may start a worker
+            waiting.append((replace(shard, records=[]), pool.submit(_finish, shard)))
         if len(waiting) >= ahead:
             done, count = waiting.popleft()
             yield done, count.result()
@@ -156,60 +150,82 @@ def _in_order(pool: ProcessPoolExecutor, parts: Iterable[Part], ahead: int) -> I
 
 
 class _Worker:
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job, self.folder = job, folder
-        self.counter = TokenCounter(job.encoders)  # its words are worth keeping from part to part
+    def __init__(self, config: ShardConfig, folder: Path) -> None:
+        self.folder = folder
+        self.counter = TokenCounter(config.encoders)  # the words it has cached serve the next shards too
+        self.filters = Filters(config.corpus, config.prompts)
+        self.near = config.corpus.duplicates == "near"
 
-    def finish(self, part: Part) -> int:
-        """Prepare a part, unless it lies there whole; how many conversations came in."""
-        if (finished := read(self.folder, part.number)) is None:
-            finished = self._prepare(part)
-        return finished.account.conversations
+    def finish(self, shard: Shard) -> int:
+        """Prepare a shard unless it is finished and whole; the number of conversations that came in."""
+        index = read_index(self.folder, shard.number)
+        if index is None or not _is_intact(self.folder, shard.number, index):
+            index = self._prepare(shard)
+        return index.account.conversations
 
-    def _prepare(self, part: Part) -> Finished:
-        job = self.job
-        preparation = Preparation(self.counter, job.template, job.max_length, job.rules, job.seed)
-        rows, sketches = [], []
-        with open(file_of(self.folder, part.number, "samples"), "wb") as file:
-            for prepared in filter(None, map(preparation.take, _conversations(part))):
-                sizes = [file.write(line) for line in _lines(prepared)]
-                rows.append(_row(prepared, sizes))
-                sketches.append(prepared.sketch)
-        if job.rules.near:
-            file_of(self.folder, part.number, "sketches").write_bytes(b"".join(sketches))
-        finished = Finished(part.source.name, rows, preparation.accounts[part.source.name], preparation.rejected)
-        _write(self.folder, part.number, finished)
-        return finished
+    def _prepare(self, shard: Shard) -> ShardIndex:
+        preparation = Preparation(self.counter, self.filters, shard.source.settings)
+        rows, signatures = [], []
+        digest = hashlib.sha256()
+        with open(path_of(self.folder, shard.number, "samples"), "wb") as file:
+            for prepared in filter(None, map(preparation.take, _conversations(shard))):
+                lines = list(_lines(prepared))
+                rows.append(_row(prepared, [file.write(line) for line in lines]))
+                digest.update(b"".join(lines))
+                signatures.append(prepared.signature)
+            _sync(file)
+        hashes: dict[Kind, str] = {"samples": digest.hexdigest()}
+        changes = "".join(map(_changed_line, itertools.repeat(shard.source.name), preparation.changed))
+        hashes["changes"] = _write(path_of(self.folder, shard.number, "changes"), changes.encode())
+        if self.near:
+            hashes["signatures"] = _write(path_of(self.folder, shard.number, "signatures"), b"".join(signatures))
+        name = shard.source.name
+        index = ShardIndex(name, rows, preparation.accounts[name], preparation.rejected, hashes)
+        _write_index(self.folder, shard.number, index)
+        return index
 
 
 _worker: _Worker  # of this process
 
 
-def _begin(job: Job, folder: Path) -> None:
+def _begin(config: ShardConfig, folder: Path) -> None:
     global _worker
     workers.follow_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process, as many processes as cores
-    _worker = _Worker(job, folder)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker, since there are as many workers as cores
+    _worker = _Worker(config, folder)
 
 
-def _finish(part: Part) -> int:
-    return _worker.finish(part)
+def _finish(shard: Shard) -> int:
+    return _worker.finish(shard)
 
 
-def _conversations(part: Part) -> Iterator[Conversation | Rejected]:
-    layout = part.source.layout
-    for number, record in enumerate(part.records, start=part.first):
+def _conversations(shard: Shard) -> Iterator[Conversation | Rejected]:
+    source, format = shard.source, shard.source.format
+    for number, record in enumerate(shard.records, start=shard.first):
         if isinstance(record, Conversation):
             yield record
         else:
-            yield from detect.conversations(record, number, part.source.name, layout)
+            yield from detect.conversations(
+                record, number, source.name, format, source.settings.answers, source.settings.roles
+            )
 
 
 def _lines(prepared: Prepared) -> Iterator[bytes]:
     for sample in prepared.samples:
-        messages = [{"role": message.role, "content": message.content} for message in sample.messages]
+        messages = [
+            {"role": message.role, "content": message.content} | ({} if message.trained else {"trained": False})
+            for message in sample.messages
+        ]
         line = json.dumps({"source": prepared.conversation.source, "messages": messages}, ensure_ascii=False)
         yield line.removeprefix("{").encode() + b"\n"
+
+
+def _changed_line(source: str, change: tuple[str, int, list[Change]]) -> str:
+    name, turn, changes = change
+    return (
+        json.dumps({"source": source, "id": name, "turn": turn, "changes": [item.name.lower() for item in changes]})
+        + "\n"
+    )
 
 
 def _row(prepared: Prepared, sizes: Sequence[int]) -> Row:
@@ -217,38 +233,60 @@ def _row(prepared: Prepared, sizes: Sequence[int]) -> Row:
         (size, sample.tokens, sample.trained, len(sample.messages))
         for size, sample in zip(sizes, prepared.samples, strict=True)
     ]
-    mark = prepared.mark[:16].hex()
-    return Row(prepared.conversation.id, prepared.place, mark, prepared.language, prepared.turns, samples)
+    content = prepared.fingerprint[:16].hex()
+    return Row(prepared.conversation.id, prepared.position, content, prepared.language, prepared.turns, samples)
 
 
-def file_of(folder: Path, number: int, kind: Literal["index", "samples", "sketches"]) -> Path:
-    """Where a part's index, samples or sketches lie."""
+def path_of(folder: Path, number: int, kind: Kind) -> Path:
+    """The path of a shard's index, samples or signatures."""
     return folder / f"{number:06}.{kind}"
 
 
-def _write(folder: Path, number: int, finished: Finished) -> None:
-    """The index is written last and whole: a part that has one is finished."""
+def _write(path: Path, data: bytes) -> str:
+    with open(path, "wb") as file:
+        file.write(data)
+        _sync(file)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write_index(folder: Path, number: int, index: ShardIndex) -> None:
+    """Write the index whole and last: a shard that has one is finished. It starts with the sha256 of the rest."""
     values = {
-        "source": finished.source,
-        "rows": [list(vars(row).values()) for row in finished.rows],
-        "account": finished.account.as_dict(),
-        "rejected": [{**asdict(item), "reason": item.reason.name} for item in finished.rejected],
+        "source": index.source,
+        "rows": [list(vars(row).values()) for row in index.rows],
+        "account": index.account.as_dict(),
+        "rejected": [{**asdict(item), "reason": item.reason.name} for item in index.rejected],
+        "sha256": index.sha256,
     }
-    path = file_of(folder, number, "index")
+    body = json.dumps(values).encode()
+    path = path_of(folder, number, "index")
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
+    _write(partial, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     os.replace(partial, path)
 
 
-def read(folder: Path, number: int) -> Finished | None:
-    """A finished part; None where it is not finished, or its samples are not those it was finished with."""
+def read_index(folder: Path, number: int) -> ShardIndex | None:
+    """The index of a finished shard; None where there is none or it is damaged."""
     try:
-        values = json.loads(file_of(folder, number, "index").read_text(encoding="utf-8"))
-        size = file_of(folder, number, "samples").stat().st_size
-    except (OSError, ValueError):
+        expected, _, body = path_of(folder, number, "index").read_bytes().partition(b"\n")
+    except OSError:
         return None
+    if hashlib.sha256(body).hexdigest().encode() != expected:
+        return None
+    values = json.loads(body)
     rows = [Row(*row) for row in values["rows"]]
-    if size != sum(sample[0] for row in rows for sample in row.samples):
-        return None
     rejected = [Rejected(**{**item, "reason": Drop[item["reason"]]}) for item in values["rejected"]]
-    return Finished(values["source"], rows, account(values["account"]), rejected)
+    return ShardIndex(values["source"], rows, account(values["account"]), rejected, values["sha256"])
+
+
+def _is_intact(folder: Path, number: int, index: ShardIndex) -> bool:
+    """Whether the files beside the index are those that the shard was finished with."""
+    try:
+        return all(sha256(path_of(folder, number, kind)) == found for kind, found in index.sha256.items())
+    except OSError:
+        return False

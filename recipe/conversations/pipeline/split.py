@@ -1,4 +1,4 @@
-"""Conversations to samples: cut between turns to the token limit, and the hold-out by conversation."""
+"""Split conversations into samples at turns, and place each conversation on the training or validation side."""
 
 import hashlib
 import re
@@ -10,14 +10,14 @@ from recipe.conversations.cleaning.roles import fingerprint
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
 
-# ShareGPT's public dump is cut already: a conversation X lies in it as X_0, X_14, X_28 ...
+# ShareGPT's public dump is split already: it holds a conversation X as X_0, X_14, X_28 ...
 _DUMP_PART = re.compile(r"([A-Za-z0-9_-]{7})_\d+")
-_STOP = re.compile(r"\n|[.!?](?=\s)|[。！？]")  # where an answer can be cut: a line's or a sentence's end
+_STOP = re.compile(r"\n|[.!?](?=\s)|[。！？]")  # where an answer can be cut: the end of a line or sentence
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is trained on at once: as rendered, `tokens` long (all of them) of which `trained` have a loss."""
+    """One training sample: its messages, how many tokens they render to, and how many of those have a loss."""
 
     messages: tuple[Message, ...]
     tokens: int
@@ -26,11 +26,12 @@ class Sample:
 
 @dataclass
 class Split:
-    """A conversation's samples, and the (question, answer) pairs that were longer than a sample by themselves."""
+    """A conversation's samples, and the number of (question, answer) pairs that exceeded the limit by themselves."""
 
     samples: list[Sample] = field(default_factory=list)
     dropped: int = 0
     truncated: int = 0  # kept, their answers cut
+    untrained: int = 0  # pairs in samples without a trained answer, which are dropped
 
 
 def split_conversation(
@@ -39,45 +40,51 @@ def split_conversation(
     """Samples of at most `max_length` tokens each. A pair that is longer is dropped; or, with `truncate`, kept up to
     the last line or sentence of its answer that fits, if there is one.
 
-    `messages` as `cleaning.in_turn` leaves them. As many pairs as fit go into a sample; a system message goes onto
-    every one. A pair is rendered once as the start of a sample or as its continuation, at most once each, and the
-    counts are exact since every span is tokenized by itself.
+    `messages` as `roles.in_turn` returns them. Each sample takes as many pairs as fit and starts with the system
+    message. A pair is rendered at most once as the start of a sample and once as its continuation. The counts are
+    exact, since every span is tokenized by itself.
     """
     shape = templates.get(template)
     system, pairs = templates.as_pairs(messages)
     opening = shape.system if system is None else system
     head = [] if system is None else [Message("system", system)]
+    is_trained = [message.trained for message in messages if message.role == "assistant"]
     out = Split()
-    open_sample = False  # whether the last sample takes further pairs
-    for question, answer in ((question, answer or "") for question, answer in pairs):
-        hopeless = len(question) + len(answer) > max_length * counter.longest  # told without counting
-        if open_sample and not hopeless:
+    open_sample = False  # whether the last sample may take another pair
+    for index, (question, answer) in enumerate((question, answer or "") for question, answer in pairs):
+        too_long = len(question) + len(answer) > max_length * counter.longest  # known without counting
+        pair = Message("user", question), Message("assistant", answer, is_trained[index])
+        if open_sample and not too_long:
             last = out.samples[-1]
             tokens, trained = counter(shape.turn(None, question, answer), shape.end)
             if last.tokens + tokens <= max_length:
-                pair = _pair(question, answer)
-                out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, last.trained + trained)
+                trained = last.trained + trained * is_trained[index]
+                out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, trained)
                 continue
-        tokens, trained = (0, 0) if hopeless else counter(shape.turn(opening, question, answer))
-        open_sample = not hopeless and tokens <= max_length
+        tokens, trained = (0, 0) if too_long else counter(shape.turn(opening, question, answer))
+        open_sample = not too_long and tokens <= max_length
         if open_sample:
-            out.samples.append(Sample((*head, *_pair(question, answer)), tokens, trained))
-        elif truncate and (cut := _cut(shape, opening, question, answer, counter, max_length)):
-            out.samples.append(Sample((*head, *_pair(question, cut[0])), cut[1], cut[2]))
+            out.samples.append(Sample((*head, *pair), tokens, trained * is_trained[index]))
+        elif truncate and is_trained[index] and (cut := _cut(shape, opening, question, answer, counter, max_length)):
+            out.samples.append(Sample((*head, pair[0], Message("assistant", cut[0])), cut[1], cut[2]))
             out.truncated += 1
         else:
             out.dropped += 1
-    return out
+    return _drop_untrained(out, len(head))
 
 
-def _pair(question: str, answer: str) -> tuple[Message, Message]:
-    return Message("user", question), Message("assistant", answer)
+def _drop_untrained(split: Split, head: int) -> Split:
+    """Without the samples in which every answer is marked as not trained; `head`: system messages of a sample."""
+    for sample in split.samples:
+        split.untrained += 0 if sample.trained else (len(sample.messages) - head) // 2
+    split.samples = [sample for sample in split.samples if sample.trained]
+    return split
 
 
 def _cut(
     shape: templates.Template, opening: str, question: str, answer: str, counter: TokenCounter, max_length: int
 ) -> tuple[str, int, int] | None:
-    """(the longest beginning of the answer that fits, its tokens, trained ones); None where no whole sentence does."""
+    """(longest beginning of the answer that fits, tokens, trained tokens); None where not one sentence fits."""
     if len(question) > max_length * counter.longest:
         return None
     stops = [stop.end() for stop in _STOP.finditer(answer[: max_length * counter.longest])]
@@ -95,18 +102,20 @@ def _cut(
     return best
 
 
-def position(conversation: Conversation, seed: int, mark: bytes | None = None) -> float:
-    """Where the conversation stands in [0, 1), by its content and `seed` alone: those below the validation share are
-    held out. Parts of one ShareGPT conversation stand in the same place. `mark`: its fingerprint, if known already."""
+def position(conversation: Conversation, seed: int, content: bytes | None = None) -> float:
+    """A hash in [0, 1) of the conversation's content and `seed`: those below the validation fraction validate.
+
+    The parts of one ShareGPT conversation get the same position. `content`: its fingerprint, where it is known.
+    """
     part = _DUMP_PART.fullmatch(conversation.id)
-    family = part[1].encode() if part else mark or fingerprint(conversation.messages)
-    return _place(b"%d:" % seed + family)
+    family = part[1].encode() if part else content or fingerprint(conversation.messages)
+    return _hash_to_unit(b"%d:" % seed + family)
 
 
-def drawn(name: str, source: str, seed: int) -> float:
-    """Another number in [0, 1), by a conversation's name: those below its source's share are in the sample."""
-    return _place(f"{seed}:{source}:{name}".encode("utf-8", "replace"))
+def draw(name: str, source: str, seed: int) -> float:
+    """A hash in [0, 1) of a conversation's id: those below the share of their source are used."""
+    return _hash_to_unit(f"{seed}:{source}:{name}".encode("utf-8", "replace"))
 
 
-def _place(key: bytes) -> float:
+def _hash_to_unit(key: bytes) -> float:
     return int.from_bytes(hashlib.sha256(key).digest()[:7], "big") / 256**7

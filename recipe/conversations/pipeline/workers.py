@@ -1,7 +1,8 @@
-"""Processes that help with the corpus: started early, deaf to Ctrl-C, which is their parent's to handle, and gone when
-it is."""
+"""Worker processes: the fork server starts early, workers ignore SIGINT (the parent handles it) and die with the
+parent."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,15 +12,15 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
-WORK = "recipe.conversations.pipeline.shards"  # the module that they need, imported once for all
+PRELOADED = "recipe.conversations.pipeline.shards"  # imported once, by the fork server
 
 
-def get_ready() -> None:
-    """Start the process that will fork the others: it takes half a second, in which this one can do something else.
+def start_fork_server() -> None:
+    """Start the process that forks the workers. It takes half a second, in which the caller can do something else.
 
-    Ctrl-C is this process's to handle: that one is born deaf to it, or it would print a traceback while it starts.
+    SIGINT is blocked in it: Ctrl-C would make it print a traceback while it starts.
     """
-    forkserver.set_forkserver_preload([WORK])
+    forkserver.set_forkserver_preload([PRELOADED])
     resource_tracker.ensure_running()  # which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -29,23 +30,23 @@ def get_ready() -> None:
 
 
 def context() -> BaseContext:
-    """How a pool starts them: a fork of this process would inherit its threads' locks."""
-    get_ready()
+    """The start method of a pool. A plain fork of this process would inherit the locks of its threads."""
+    start_fork_server()
     return multiprocessing.get_context("forkserver")
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals that end the work wait until the block is left: a process that gets half of its job prints a traceback.
+def defer_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is left: a worker that gets half of its job prints a traceback.
 
-    Only the main thread can be interrupted, and only it may set handlers.
+    Does nothing outside the main thread, which alone is interrupted and may set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -53,17 +54,37 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for caught in came[:1]:
-            signal.raise_signal(caught)
+        for first in received[:1]:
+            signal.raise_signal(first)
 
 
 def follow_parent() -> None:
-    """Called in such a process when it begins."""
+    """Called in a worker when it begins: ignore SIGINT, and die with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    _die_with(parent)
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
-    """A parent that is killed cannot end its processes, which would wait for work for ever and keep their memory."""
+def _die_with(parent: Any) -> None:
+    """Have Linux send SIGKILL when the parent's end of the pipe to this worker is closed.
+
+    A thread cannot see to that while a regular expression holds the interpreter's lock for minutes, and
+    PR_SET_PDEATHSIG would follow the fork server, which outlives its client while a worker lives.
+    """
+    pipe = parent.sentinel
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _exit_after(parent: Any) -> None:
+    """For a parent that died before `_die_with` was called: its workers would wait for work for ever."""
     parent.join()
     os._exit(1)
+
+
+def kill() -> None:
+    """Kill this process's workers: one that is stuck in an expression would not end by itself."""
+    for worker in multiprocessing.active_children():
+        worker.kill()

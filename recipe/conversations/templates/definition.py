@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates.pieces import Piece, Span, Special
@@ -147,9 +147,12 @@ class Template:
         """A conversation as pieces; with `open_turn` it ends with the user, and the model is to answer."""
         system, pairs = as_pairs(messages, open_turn)
         start = self.system if system is None else system
+        answers = [message for message in messages if message.role == "assistant"]
         pieces: list[Piece] = []
         for index, (question, answer) in enumerate(pairs):
-            pieces += self.turn(None if index else start, question, answer)
+            turn = self.turn(None if index else start, question, answer)
+            trained = answer is None or answers[index].trained
+            pieces += turn if trained else [replace(piece, trained=False) for piece in turn]
         return pieces
 
 

@@ -1,5 +1,6 @@
 """Markup becomes Markdown, the page's remnants go, everything else stays as it is; roles come in turn."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.conversations.cleaning.accounting import Drop
-from recipe.conversations.cleaning.html import clean_text, is_markup
+from recipe.conversations.cleaning.accounting import Change, Drop
+from recipe.conversations.cleaning.html import clean_text, clean_turn, is_markup
 from recipe.conversations.cleaning.roles import fingerprint, in_turn
 from recipe.conversations.messages import Message
 
@@ -56,7 +57,7 @@ def test_a_fence_inside_code_stays_inside() -> None:
 
 def test_a_markdown_fence_among_markup_stays_code() -> None:
     text = f"<p>See:</p>\n```python\n{CODE}\n```\n<p>Done.</p>"
-    assert clean_text(text) == f"See:\n\n```python\n{CODE}\n```\n\nDone."
+    assert clean_text(text, is_page=True) == f"See:\n\n```python\n{CODE}\n```\n\nDone."
 
 
 def test_formulas_of_a_page_come_once_as_tex() -> None:
@@ -66,6 +67,78 @@ def test_formulas_of_a_page_come_once_as_tex() -> None:
         '<span class="katex-html" aria-hidden="true"><span>x2</span></span></span>'
     )
     assert clean_text(f"<p>Take {tex} now.</p>") == "Take $x^2$ now."
+
+
+def test_a_formula_that_is_only_drawn_keeps_its_text() -> None:
+    drawn = '<span class="katex"><span class="katex-html" aria-hidden="true"><span>x</span><span>2</span></span></span>'
+    assert clean_text(f"<p>Take {drawn} now.</p>") == "Take x2 now."
+
+
+def test_pure_html_is_a_page_only_with_a_sign_of_one() -> None:
+    bare = "<p>Use <b>these</b>:</p>\n<ul><li>one</li></ul>"
+    assert clean_turn(bare, "assistant") == (bare, [])
+    assert clean_turn(bare, "assistant", is_page=True) == ("Use **these**:\n\n- one", [Change.MARKUP])
+    for sign in ('<p class="whitespace-pre-wrap">', '<p><button class="x">Copy</button>', '<p><code class="hljs">'):
+        assert clean_turn(bare.replace("<p>", sign, 1), "assistant")[1] == [Change.MARKUP]
+
+
+@pytest.mark.parametrize(
+    "prose", [r"\(x\) and \[y\]", "# 1", "1. one", "2) two", "- 3", "* 4", "+ 5", "> 6", "---", "===", r"C:\new 2\."]
+)
+def test_prose_of_a_page_is_not_escaped(prose: str) -> None:
+    page = f'<div class="markdown"><p>{prose.replace(">", "&gt;")}</p><p>x {prose.replace(">", "&gt;")}</p></div>'
+    assert clean_text(page) == f"{prose}\n\nx {prose}"
+
+
+def test_subscripts_and_superscripts_stay_apart_from_their_base() -> None:
+    assert clean_text('<div class="markdown"><p>H<sub>2</sub>O, x<sup>10</sup></p></div>') == "H_2O, x^{10}"
+
+
+def test_white_space_that_a_page_shows_is_kept() -> None:
+    text = "def f(x):\n    # one\n\n\n    return x  +  1"
+    assert clean_text(f'<div class="text whitespace-pre-wrap">{text}</div>') == text
+
+
+BOMBS = {
+    "unclosed tags in a page": '<div class="markdown"></div>' + "<a" * 400_000,
+    "unclosed tags": "<p>" + "<a" * 400_000 + "</p>",
+    "spaces before a button": "```" + " " * 1_000_000 + "Copy cod",
+    "spaces before a counter": " " * 1_000_000 + "Copy1 chars / 1 word",
+    "letters before a button": "```\n" + "x" * 1_000_000 + "Copy cod\n",
+    "switches": "1 / 1\n" * 150_000,
+    "blank lines before a switch": " \n" * 500_000 + "1 / 2 x",
+    "formulas": '<div class="markdown">' + '<span class="katex-mathml">' * 30_000 + "</div>",
+    "scripts": '<div class="markdown">' + "<sub>" * 200_000 + "</div>",
+    "fences": "```\n" * 200_000 + "Copy code",
+    "classes": '<p class="' + "flex " * 200_000 + "</p>",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_cleaning_takes_linear_time(text: str) -> None:
+    started = time.process_time()
+    clean_turn(text, "user", is_page=True)
+    assert time.process_time() - started < 2
+
+
+def test_many_turns_of_one_role_are_joined_in_linear_time() -> None:
+    started = time.process_time()
+    kept, dropped = in_turn(
+        [Message("user", f"word {number}") for number in range(300_000)] + [Message("assistant", "a")]
+    )
+    assert time.process_time() - started < 3
+    assert dropped == {Drop.JOINED: 299_999}
+    assert len(kept) == 2
+
+
+def test_a_joined_turn_is_trained_only_where_each_part_is() -> None:
+    def joined(*answers: Message) -> list[Message]:
+        return in_turn([Message("user", "q"), *answers])[0][1:]
+
+    good, bad = Message("assistant", "good"), Message("assistant", "bad", trained=False)
+    assert joined(good, bad) == [Message("assistant", "good\n\nbad", trained=False)]
+    assert joined(good, Message("assistant", "good", trained=False)) == [Message("assistant", "good", trained=False)]
+    assert joined(Message("assistant", " ", trained=False), good) == [good]
 
 
 def test_a_tag_that_no_page_has_is_text() -> None:
@@ -97,7 +170,7 @@ UNTOUCHED = [
 
 @pytest.mark.parametrize("text", UNTOUCHED)
 def test_text_without_markup_is_untouched(text: str) -> None:
-    assert clean_text(text) == text
+    assert clean_text(text, is_page=True) == text
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
@@ -114,12 +187,20 @@ def test_any_text_without_a_tag_or_remnant_is_untouched(text: str) -> None:
         ("```\nCopy code\nx = 1\n```", "```\nx = 1\n```"),
         ("See:\nCopy code\nx = 1", "See:\nx = 1"),
         ("Prompt\nCopy1234 chars / 56 words\nAnswer", "Prompt\nAnswer"),
-        ("2 / 2\n\nThe answer.", "The answer."),
+        ("2 / 2\n\nThe question?", "The question?"),
         ("The question?\n\n1 / 2\n", "The question?"),
+        ("```\npythonCopy code\nx = 1\n```\ny", "```python\nx = 1\n```\ny"),
+        ("```python\npythonCopy code\nx = 1\n```", "```python\nx = 1\n```"),
+        ("````\n```\nbashCopy code\n```\n````", "````\n```\nbashCopy code\n```\n````"),
     ],
 )
 def test_remnants_of_the_page_go(text: str, clean: str) -> None:
-    assert clean_text(text) == clean
+    assert clean_text(text, role="user") == clean
+
+
+@pytest.mark.parametrize("text", ["3 / 4\n\nis the answer.", "The share is\n\n3 / 4"])
+def test_a_fraction_at_the_edge_of_an_answer_stays(text: str) -> None:
+    assert clean_text(text) == text
 
 
 def test_halves_of_surrogate_pairs_are_joined_or_replaced() -> None:
@@ -184,6 +265,6 @@ def test_fingerprints_see_past_case_and_spaces_only() -> None:
 
 
 def test_what_counts_as_markup() -> None:
-    assert is_markup("<p>one</p>\n<p>two</p>")
+    assert is_markup("<p>one</p>\n<p>two</p>", is_page=True)
     assert is_markup('before <div class="markdown prose"><p>x</p></div> after')
-    assert not any(is_markup(text) for text in UNTOUCHED)
+    assert not any(is_markup(text, is_page=True) for text in UNTOUCHED)

@@ -2,14 +2,16 @@
 
 import pytest
 
+from recipe.conversations.cleaning import filters
 from recipe.conversations.cleaning.accounting import Change, Drop
-from recipe.conversations.cleaning.filters import Filters, Rules, language
+from recipe.conversations.cleaning.filters import Filters, language, placeholders
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.conversations.tokens import encoders
-from recipe.core.errors import UsageError
+from recipe.core.config import Corpus, Source
+from recipe.core.errors import RecipeError, UsageError
 
 
 def pair(question: str, answer: str = "fine") -> list[Message]:
@@ -17,48 +19,77 @@ def pair(question: str, answer: str = "fine") -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("rules", "text", "dropped"),
+    ("rules", "prompts", "text", "dropped"),
     [
-        (Rules(blocked_words=("openai", "敏感词")), "Is OpenAI here?", True),
-        (Rules(blocked_words=("openai", "敏感词")), "这是敏感词吗", True),
-        (Rules(blocked_words=("openai", "敏感词")), "myopenaikey", False),
-        (Rules(repeated_digits=9), "id 111111111", True),
-        (Rules(repeated_digits=9), "id 11111111 and 123456789", False),
-        (Rules(languages_keep=("en",)), "This is certainly English text.", False),
-        (Rules(languages_keep=("en",)), "这肯定是中文，不是别的语言。", True),
-        (Rules(languages_skip=("zh",)), "这肯定是中文，不是别的语言。", True),
-        (Rules(prompts=("What is the capital of France?",)), "what is the capital of  FRANCE", True),
-        (Rules(prompts=("What is the capital of France?",)), "What is the capital of France and Italy?", False),
-        (Rules(prompts=("a b c d e f g h i j k l m n",)), "so: B c d e f g h i j k, l m n!", True),
-        (Rules(prompts=("a b c d e f g h i j k l m n",)), "b c d e f g h i j k l m", False),
-        (Rules(prompts=("请用一句话解释什么是量子计算机的工作原理",)), "你好，请用一句话解释什么是量子计算机", True),
+        (Corpus(blocked_words=("openai", "敏感词")), (), "Is OpenAI here?", True),
+        (Corpus(blocked_words=("openai", "敏感词")), (), "这是敏感词吗", True),
+        (Corpus(blocked_words=("openai", "敏感词")), (), "myopenaikey", False),
+        (Corpus(repeated_digits=9), (), "id 111111111", True),
+        (Corpus(repeated_digits=9), (), "id 11111111 and 123456789", False),
+        (Corpus(languages_keep=("en",)), (), "This is certainly English text.", False),
+        (Corpus(languages_keep=("en",)), (), "这肯定是中文，不是别的语言。", True),
+        (Corpus(languages_skip=("zh",)), (), "这肯定是中文，不是别的语言。", True),
+        (Corpus(), ("What is the capital of France?",), "what is the capital of  FRANCE", True),
+        (Corpus(), ("What is the capital of France?",), "What is the capital of France and Italy?", False),
+        (Corpus(), ("a b c d e f g h i j k l m n",), "so: B c d e f g h i j k, l m n!", True),
+        (Corpus(), ("a b c d e f g h i j k l m n",), "b c d e f g h i j k l m", False),
+        (Corpus(), ("请用一句话解释什么是量子计算机的工作原理",), "你好，请用一句话解释什么是量子计算机", True),
     ],
 )
-def test_what_is_left_out(rules: Rules, text: str, dropped: bool) -> None:
+def test_what_is_left_out(rules: Corpus, prompts: tuple[str, ...], text: str, dropped: bool) -> None:
     messages = pair(text)
-    assert (Filters(rules).reason(messages, language(messages)) is not None) == dropped
+    assert (Filters(rules, prompts).reason(messages, language(messages)) is not None) == dropped
 
 
 @pytest.mark.parametrize(
     ("rules", "text", "expected", "changes"),
     [
-        (Rules(replace=(r"(?i)chat ?gpt => Ada", "Ada's => her")), "I am Chat GPT", "I am Ada", [Change.REPLACED]),
-        (Rules(replace=(r"\{\{name\}\} => Ada",)), "I am {{name}}", "I am Ada", [Change.REPLACED]),
-        (Rules(replace=(r"(\w+)@\w+ => \1",)), "me@here", "me", [Change.REPLACED]),
-        (Rules(script="t2s"), "鼠標與軟體 abc", "鼠标与软体 abc", [Change.SCRIPT]),
-        (Rules(script="s2t"), "头发和发展", "頭髮和發展", [Change.SCRIPT]),
-        (Rules(script="t2s"), "no Chinese", "no Chinese", []),
-        (Rules(), "鼠標", "鼠標", []),
+        (Corpus(replace=(r"(?i)chat ?gpt => Ada", "Ada's => her")), "I am Chat GPT", "I am Ada", [Change.REPLACED]),
+        (Corpus(replace=(r"\{\{name\}\} => Ada",)), "I am {{name}}", "I am Ada", [Change.REPLACED]),
+        (Corpus(replace=(r"(\w+)@\w+ => \1",)), "me@here", "me", [Change.REPLACED]),
+        (Corpus(script="t2s"), "鼠標與軟體 abc", "鼠标与软体 abc", [Change.SCRIPT]),
+        (Corpus(script="s2t"), "头发和发展", "頭髮和發展", [Change.SCRIPT]),
+        (Corpus(script="t2s"), "no Chinese", "no Chinese", []),
+        (Corpus(), "鼠標", "鼠標", []),
     ],
 )
-def test_what_changes_a_text(rules: Rules, text: str, expected: str, changes: list[Change]) -> None:
+def test_what_changes_a_text(rules: Corpus, text: str, expected: str, changes: list[Change]) -> None:
     assert Filters(rules).change(text) == (expected, changes)
 
 
 @pytest.mark.parametrize("rule", ["no arrow", " => x", "( => x", r"a => \1"])
 def test_a_rule_that_is_none_is_one_sentence(rule: str) -> None:
     with pytest.raises(UsageError, match="the replacement rule"):
-        Filters(Rules(replace=(rule,)))
+        Filters(Corpus(replace=(rule,)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "sentence"),
+    [
+        (
+            "(a|aa)+$ => b",
+            "a" * 60 + "!",
+            r"the replacement rule \(a\|aa\)\+\$ => b, .* of 61 .* takes more",
+        ),
+        ("x* => " + "y" * 1000, "z" * 200_000, "makes more than 67,108,864 characters of it"),
+    ],
+)
+def test_a_rule_has_a_limit_of_time_and_size(monkeypatch, rule: str, text: str, sentence: str) -> None:
+    monkeypatch.setattr(filters, "RULE_SECONDS", 0.5)
+    with pytest.raises(RecipeError, match=sentence):
+        Filters(Corpus(replace=(rule,))).change(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("I am {{name}}, made by {{ author }}.", ["name", "author"]),
+        ("plain {braces}, {{a b}} and {{{{", []),
+        ("```html\n<p>{{item}}</p>\n``` and `{{code}}`", []),
+    ],
+)
+def test_placeholders_outside_code_are_found(text: str, names: list[str]) -> None:
+    assert placeholders(text) == names
 
 
 @pytest.mark.parametrize(
@@ -81,17 +112,16 @@ def counter(byte_level_tokenizer) -> TokenCounter:
     return TokenCounter(encoders(byte_level_tokenizer))
 
 
-EVERYTHING = Rules(
+EVERYTHING = Corpus(
+    max_length=200,
     rounds=1,
-    truncate=True,
-    near=True,
+    over_long="truncate",
+    duplicates="near",
     script="t2s",
     replace=("colour => color",),
     blocked_words=("blocked",),
     languages_skip=("zh",),
     repeated_digits=5,
-    prompts=("Who are you?",),
-    sample={"sampled": 0.5},
 )
 CASES = [
     ("a", pair("Which colour is the sky?"), None),
@@ -107,21 +137,25 @@ CASES = [
 
 
 def test_every_step_is_counted_and_the_sums_hold(counter: TokenCounter) -> None:
-    preparation = Preparation(counter, "vicuna_v1.1", 200, EVERYTHING)
+    preparation = Preparation(counter, Filters(EVERYTHING, ("Who are you?",)))
     for number, (source, messages, reason) in enumerate(CASES):
         before = preparation.accounts[source].dropped_conversations.copy()
         prepared = preparation.take(Conversation(str(number), tuple(messages), source, passed_over=number % 3))
         assert (prepared is None) == (reason is not None)
         assert preparation.accounts[source].dropped_conversations - before == ({reason: 1} if reason else {})
         assert preparation.accounts[source].balanced()
-    for number in range(100):
-        preparation.take(Conversation(str(number), tuple(pair(f"What is number {number}?")), "sampled"))
     preparation.take(Rejected("a", 0, Drop.NOT_JSON, ""))
     account = preparation.accounts["a"]
     assert account.balanced()
     assert account.dropped_turns[Drop.LATER_ROUND] == 2
     assert account.changed_turns[Change.TRUNCATED] == 1
     assert account.changed_turns[Change.REPLACED] == 1
+
+
+def test_a_share_of_a_source_is_drawn_by_id(counter: TokenCounter) -> None:
+    preparation = Preparation(counter, Filters(Corpus()), Source(share=0.5))
+    for number in range(100):
+        preparation.take(Conversation(str(number), tuple(pair(f"What is number {number}?")), "sampled"))
     sampled = preparation.accounts["sampled"]
     assert sampled.balanced()
     assert 30 < sampled.kept_conversations < 70
@@ -129,7 +163,7 @@ def test_every_step_is_counted_and_the_sums_hold(counter: TokenCounter) -> None:
 
 
 def test_roles_out_of_turn_are_dropped_where_no_repair_is_wanted(counter: TokenCounter) -> None:
-    preparation = Preparation(counter, "vicuna_v1.1", 400, Rules(repair_roles=False))
+    preparation = Preparation(counter, Filters(Corpus(max_length=400, repair_roles=False)))
     assert preparation.take(Conversation("1", (Message("assistant", "hi"), *pair("q")), "a")) is None
     assert preparation.take(Conversation("2", tuple(pair("q")), "a")) is not None
     assert preparation.accounts["a"].dropped_conversations == {Drop.WRONG_ORDER: 1}
@@ -138,6 +172,6 @@ def test_roles_out_of_turn_are_dropped_where_no_repair_is_wanted(counter: TokenC
 
 def test_html_stays_where_that_is_wanted(counter: TokenCounter) -> None:
     messages = tuple(pair("q", "<p>a <b>word</b></p>"))
-    kept = Preparation(counter, "vicuna_v1.1", 400, Rules(html=False)).take(Conversation("1", messages, "a"))
+    kept = Preparation(counter, Filters(Corpus(max_length=400, html=False))).take(Conversation("1", messages, "a"))
     assert kept is not None
     assert kept.conversation.messages == messages

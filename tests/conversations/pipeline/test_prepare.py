@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from recipe.conversations import identity
 from recipe.conversations.cleaning.accounting import Drop
+from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.conversations.tokens import encoders
+from recipe.core.config import Corpus
 
 SHAREGPT_LIKE = (
     "fastchat_dummy_conversation.json",
@@ -52,7 +54,7 @@ def check(preparation: Preparation, items: list[Conversation | Rejected]) -> Non
 @pytest.mark.parametrize("name", SHAREGPT_LIKE)
 @pytest.mark.parametrize("limit", [96, 2048])
 def test_kept_and_dropped_add_up_on_real_files(assets: Path, counter, name: str, limit: int) -> None:
-    preparation = Preparation(counter, "vicuna_v1.1", limit)
+    preparation = Preparation(counter, Filters(Corpus(max_length=limit)))
     check(preparation, list(detect.read(assets / "conversations" / name)))
 
 
@@ -67,18 +69,28 @@ rejected = st.just(Rejected("b.json", 0, Drop.NOT_JSON, ""))
 @given(items=st.lists(raw | rejected, max_size=8), limit=st.integers(60, 300))
 @settings(deadline=None)
 def test_kept_and_dropped_add_up_on_anything(counter, items: list[Conversation | Rejected], limit: int) -> None:
-    check(Preparation(counter, "vicuna_v1.1", limit), items)
+    check(Preparation(counter, Filters(Corpus(max_length=limit))), items)
 
 
 def test_the_identity_conversations_are_all_kept(counter) -> None:
     found = identity.training("Ada", "Lovelace Works")
-    preparation = Preparation(counter, "vicuna_v1.1", 2048)
+    preparation = Preparation(counter, Filters(Corpus(max_length=2048)))
     check(preparation, [*found])
     assert preparation.accounts[identity.SOURCE].kept_conversations == len(found)
 
 
+def test_untrained_conversations_have_a_reason_of_their_own(counter) -> None:
+    preparation = Preparation(counter, Filters(Corpus()))
+    bad = Message("assistant", "a", trained=False)
+    assert preparation.take(Conversation("1", (Message("system", "s"), Message("user", "q"), bad), "a")) is None
+    account = preparation.accounts["a"]
+    assert account.balanced()
+    assert account.dropped_conversations == {Drop.UNTRAINED: 1}
+    assert +account.dropped_turns == {Drop.UNTRAINED_PAIR: 2, Drop.ORPHAN_SYSTEM: 1}
+
+
 def test_over_long_pairs_and_what_stood_around_them_are_accounted_for(counter) -> None:
-    preparation = Preparation(counter, "vicuna_v1.1", 60)
+    preparation = Preparation(counter, Filters(Corpus(max_length=60)))
     system, question, answer = Message("system", "s"), Message("user", "q"), Message("assistant", "a " * 99)
     short = Message("assistant", "a")
     assert preparation.take(Conversation("1", (system, question, answer), "a")) is None

@@ -1,12 +1,14 @@
 """Splitting loses nothing and is exact about the limit; the hold-out follows the content."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline.counting import TokenCounter
-from recipe.conversations.pipeline.split import position, split_conversation
+from recipe.conversations.pipeline.split import Split, position, split_conversation
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
 
@@ -98,6 +100,36 @@ def test_a_turn_of_50_megabytes_is_told_to_be_too_long_without_counting(counter)
     found = split_conversation(huge, counter, "vicuna_v1.1", 2048, truncate=True)
     assert [list(sample.messages) for sample in found.samples] == [huge[2:]]
     assert found.dropped == 1
+
+
+def test_untrained_answers_are_context_and_count_no_loss(counter, byte_level_tokenizer) -> None:
+    turns = [
+        Message("user", "one"),
+        Message("assistant", "bad", trained=False),
+        Message("user", "two"),
+        Message("assistant", "good"),
+    ]
+    (sample,) = split_conversation(turns, counter, "vicuna_v1.1", 10_000).samples
+    assert list(sample.messages) == turns
+    input_ids, labels = encode(byte_level_tokenizer, render("vicuna_v1.1", turns))
+    assert (sample.tokens, sample.trained) == (len(input_ids), sum(label != IGNORED for label in labels))
+    trained_ids = [label for label in labels if label != IGNORED]
+    alone = encode(byte_level_tokenizer, render("vicuna_v1.1", turns[2:]))[1]
+    assert trained_ids == [label for label in alone if label != IGNORED]
+    everything = [replace(turn, trained=True) for turn in turns]
+    assert input_ids == encode(byte_level_tokenizer, render("vicuna_v1.1", everything))[0]
+
+
+def test_a_sample_without_a_trained_answer_is_dropped(counter) -> None:
+    turns = [Message(("user", "assistant")[index % 2], f"text {index}", trained=index > 2) for index in range(6)]
+    system = Message("system", "s")
+    limit = max(counter(render("vicuna_v1.1", [system, *turns[at : at + 2]]))[0] for at in (0, 2, 4))
+    found = split_conversation([system, *turns], counter, "vicuna_v1.1", limit)
+    expected = [[system, replace(turns[2], trained=True), turns[3]], [system, *turns[4:]]]
+    assert [list(sample.messages) for sample in found.samples] == expected
+    assert (found.dropped, found.untrained) == (0, 1)
+    bad = [turns[0], replace(turns[1], content="A sentence. " * 400)]
+    assert split_conversation(bad, counter, "vicuna_v1.1", 200, truncate=True) == Split(dropped=1)
 
 
 def conversation(text: str, name: str = "x") -> Conversation:

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.conversations.messages import Message
+from recipe.conversations.packing import pack
 from recipe.conversations.pipeline import stats
 from recipe.conversations.templates import render
 from recipe.reports import corpus
@@ -34,24 +36,45 @@ def test_a_histogram_counts_everything_once(case: tuple[int, list[int]]) -> None
 
 @given(st.lists(st.integers(1, 700), max_size=60))
 def test_packs_hold_everything_that_fits_and_no_more(values: list[int]) -> None:
-    found = stats.packs(values, 512)
+    found = stats.packs(values, 512, shared=0)
     fitting = [value for value in values if value <= 512]
     assert found["over"] == len(values) - len(fitting)
     assert -(-sum(fitting) // 512) <= found["packs"] <= len(fitting)
     if fitting:
         assert found["fullness"] == round(sum(fitting) / 512 / found["packs"], 4)
         assert found["padded"] <= found["fullness"] <= 1
-        # Best fit, longest first, needs at most 11/9 of the best and 6/9 more.
-        assert found["packs"] <= 11 / 9 * max(-(-sum(fitting) // 512), sum(value > 256 for value in fitting)) * 1.5 + 1
 
 
 def test_packs_by_hand() -> None:
-    assert stats.packs([300, 200, 212, 312, 512, 600], 512) == {
+    assert stats.packs([300, 200, 212, 312, 512, 600], 512, shared=0) == {
         "packs": 3,
         "fullness": 1.0,
         "padded": 0.6,
         "over": 1,
     }
+
+
+@given(st.lists(st.integers(31, 512), min_size=1, max_size=60), st.sampled_from([0, 30]))
+def test_packs_are_those_of_training(values: list[int], shared: int) -> None:
+    chosen = pack(values, 512, seed=7, epoch=3, shared=shared)
+    assert stats.packs(values, 512, shared)["packs"] == len(chosen)
+
+
+@pytest.mark.parametrize("systems", [[None], ["Be brief."], [None, "Be brief."], ["Be brief, please.", "Be brief."]])
+def test_the_common_prefix_is_that_of_training(byte_level_tokenizer, tmp_path, systems) -> None:
+    from recipe.training.dataset import encode_file, shared_start
+
+    file = tmp_path / "train.jsonl"
+    with open(file, "w") as out:
+        for number, question in enumerate(["How?", "What now?", "Well", "and why"] * len(systems)):
+            system = systems[number % len(systems)]
+            turns = [Message("system", system)] if system else []
+            turns += [Message("user", question), Message("assistant", "Yes.")]
+            messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+            out.write(json.dumps({"id": str(number), "source": "a", "messages": messages}) + "\n")
+    found = stats.common_prefix(file, "vicuna_v1.1", byte_level_tokenizer)
+    assert found == shared_start(encode_file(file, byte_level_tokenizer, "vicuna_v1.1"))
+    assert (found > 0) == (len(systems) == 1 or systems[0] is not None)
 
 
 def test_turns_are_counted_and_long_ones_together() -> None:

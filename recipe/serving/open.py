@@ -1,0 +1,38 @@
+"""An engine from a run, or from a folder of weights."""
+
+from pathlib import Path
+from typing import Any
+
+from recipe.core.config import Config
+from recipe.core.errors import UsageError
+from recipe.core.files import MANIFEST
+from recipe.core.manifest import read_manifest
+from recipe.core.run import Run
+
+TEMPLATE = "vicuna_v1.1"  # for a folder whose manifest names none
+
+
+def open_engine(config: Config, run: Run) -> Any:
+    """Base and tuned model of a finished run. Raises RecipeError where a file of the run or its base was altered."""
+    from recipe.model.open import open_run
+    from recipe.serving.engine import Engine
+
+    opened = open_run(run, config)
+    return Engine(opened.model, opened.tokenizer, opened.template)
+
+
+def open_folder(folder: Path, precision: str) -> Any:
+    """The one model of a merged or converted folder. Raises RecipeError where a file of it was altered."""
+    from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, verify_base
+    from recipe.serving.engine import Engine
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; expected one that recipe.merge or recipe.convert wrote")
+    template, copy = TEMPLATE, None
+    if (folder / MANIFEST).is_file():
+        copy = verify_base(folder, precision)
+        template = read_manifest(folder)["config"].get("template", TEMPLATE)
+    model = load_base(folder, precision, default_device(), copy)
+    if copy is None:
+        save_copy(model, folder, precision)
+    return Engine(model, load_tokenizer(folder), template, models=("model",))

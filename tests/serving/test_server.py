@@ -1,0 +1,327 @@
+"""The HTTP server: what it answers, what it refuses, and how it behaves under load."""
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from programs import start_server
+
+from recipe.conversations.messages import Message
+from recipe.core.errors import UsageError
+from recipe.serving import server as server_module
+from recipe.serving.access import Access
+from recipe.serving.engine import Piece, Sampling
+from recipe.serving.worker import Worker
+
+CHAT = {"model": "tuned", "messages": [{"role": "user", "content": "Which colour is the sky?"}], "max_tokens": 12}
+TEXT = {"model": "base", "prompt": "The sky is", "max_tokens": 8}
+
+
+async def post(client, path, body, **headers):
+    """(status, JSON body)"""
+    response = await client.post(path, json=body, headers=headers)
+    return response.status, await response.json()
+
+
+async def events(response):
+    """The JSON values of a stream; the last line must be [DONE]."""
+    lines = [line for line in (await response.text()).split("\n\n") if line]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+@pytest.mark.parametrize("model", ["base", "tuned"])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.3, "top_p": 0.9, "top_k": 30, "seed": 5}])
+def test_stream_joins_to_the_answer_and_to_the_engine(with_client, engine, model, settings):
+    async def check(client, server):
+        body = {**CHAT, "model": model, "max_tokens": 40, **settings}
+        status, whole = await post(client, "/v1/chat/completions", body)
+        assert status == 200
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        response = await client.post("/v1/chat/completions", json={**body, **options})
+        assert response.headers["Content-Type"] == "text/event-stream"
+        chunks = await events(response)
+        assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+        assert text == whole["choices"][0]["message"]["content"]
+        assert chunks[-1]["usage"] == whole["usage"]
+        assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+        request = engine.chat_request(
+            model, [Message("user", "Which colour is the sky?")], 40, sampling=Sampling(**settings)
+        )
+        assert text == engine.answer(request)
+        assert whole["usage"]["prompt_tokens"] == len(request.prompt)
+
+    with_client(check)
+
+
+def test_completions_with_several_prompts(with_client, engine):
+    async def check(client, server):
+        ids = server_module.openai_api.encode_text(engine, "The sky is")
+        status, strings = await post(client, "/v1/completions", {**TEXT, "prompt": ["The sky is", "The grass"]})
+        assert status == 200 and [choice["index"] for choice in strings["choices"]] == [0, 1]
+        _, tokens = await post(client, "/v1/completions", {**TEXT, "prompt": ids})
+        assert tokens["choices"][0]["text"] == strings["choices"][0]["text"]
+        response = await client.post("/v1/completions", json={**TEXT, "stream": True})
+        joined = "".join(chunk["choices"][0]["text"] for chunk in await events(response))
+        assert joined == tokens["choices"][0]["text"]
+
+    with_client(check)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_tokens, as_tokens):
+    import torch
+
+    from recipe.model.likelihood import trained_nll
+
+    context, continuation = "Which colour is the sky today?", " The sky is blue, and the grass is green."
+
+    async def check(client, server):
+        encode = server_module.openai_api.encode_text
+        ids, begin = encode(engine, context + continuation), len(encode(engine, context))
+        prompt = [ids] if as_tokens else [context + continuation]
+        body = {"model": "tuned", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 1}
+        status, answer = await post(client, "/v1/completions", {**body, "seed": 1234, "echo": True})
+        assert status == 200
+        logprobs = answer["choices"][0]["logprobs"]
+        end = len(ids)
+        assert len(logprobs["token_logprobs"]) == end + max_tokens == len(logprobs["top_logprobs"])
+        labels = [-100] * begin + ids[begin:]
+        batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "lengths": [end], "prefix": 0}
+        with torch.no_grad():
+            nll, _ = trained_nll(engine.model, {**batch, "position_ids": torch.arange(end)[None]})
+        assert -sum(logprobs["token_logprobs"][begin:end]) == pytest.approx(nll.item(), rel=1e-5)
+        best = [max(top.values()) for top in logprobs["top_logprobs"][1:]]
+        assert all(top >= value for top, value in zip(best, logprobs["token_logprobs"][1:], strict=True))
+        if not as_tokens:
+            assert answer["choices"][0]["text"].startswith(context + continuation)
+            offsets = logprobs["text_offset"]
+            assert offsets == sorted(offsets) and offsets[-1] <= len(answer["choices"][0]["text"])
+
+    with_client(check)
+
+
+WRONG = {
+    "unknown fields: foo, logit_bias": {**CHAT, "foo": 1, "logit_bias": {}},
+    "messages must be a list": {**CHAT, "messages": []},
+    "messages must be a list of 1 to 200": {**CHAT, "messages": CHAT["messages"] * 201},
+    "role and content": {**CHAT, "messages": [{"role": "user", "content": "x", "name": "y"}]},
+    "must be system, user or assistant": {**CHAT, "messages": [{"role": "tool", "content": "x"}]},
+    "half of a surrogate": {**CHAT, "messages": [{"role": "user", "content": "\ud800"}]},
+    "n must be 1": {**CHAT, "n": 2},
+    "temperature must be a number": {**CHAT, "temperature": "hot"},
+    "top_p must be a number": {**CHAT, "top_p": 0},
+    "seed must be an integer": {**CHAT, "seed": True},
+    "stop must be at most 4": {**CHAT, "stop": ["a"] * 5},
+    "stream must be true or false": {**CHAT, "stream": 1},
+    "context of the model has 512": {**CHAT, "max_tokens": 4000},
+    "has no such model|no such model": {**CHAT, "model": "gpt-4"},
+    "model must be a string": {"messages": CHAT["messages"]},
+    "not a JSON object": [1, 2],
+    "stream_options": {**CHAT, "stream_options": {"x": 1}},
+    "top_logprobs needs": {**CHAT, "top_logprobs": 2},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_wrong_request_is_one_sentence(with_client, sentence):
+    async def check(client, server):
+        status, answer = await post(client, "/v1/chat/completions", WRONG[sentence])
+        assert status in (400, 404)
+        assert sentence.split("|")[0] in answer["error"]["message"]
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
+
+    with_client(check)
+
+
+def test_what_is_not_json_is_refused(with_client):
+    async def check(client, server):
+        path = "/v1/chat/completions"
+        for data in (b"{", b"\xff", b"[" * 100_000, b'{"model": ' + b"9" * 5000 + b"}"):
+            response = await client.post(path, data=data, headers={"Content-Type": "application/json"})
+            assert response.status == 400, data[:10]
+        simple = await client.post(path, data=json.dumps(CHAT), headers={"Content-Type": "text/plain"})
+        assert simple.status == 415  # what a form of another site can send without asking
+        assert (await client.get("/nothing")).status == 404
+        assert (await client.get(path)).status == 405
+
+    with_client(check)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.com", "localhost.evil.com", "127.0.0.1.evil.com:8000", "localhost:x", "[::1", ""]
+)
+def test_a_forged_host_is_refused(with_client, host):
+    async def check(client, server):
+        response = await client.get("/v1/models", headers={"Host": host})
+        assert response.status in (400, 403)
+        assert "tuned" not in await response.text()
+
+    with_client(check)
+
+
+def test_another_origin_is_refused_and_gets_no_cors(with_client):
+    async def check(client, server):
+        for origin in ("http://evil.com", "null", "http://127.0.0.1:1"):
+            status, _ = await post(client, "/v1/chat/completions", CHAT, Origin=origin)
+            assert status == 403
+        own = f"http://{client.host}:{client.port}"
+        response = await client.post("/v1/chat/completions", json=CHAT, headers={"Origin": own})
+        assert response.status == 200
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+        preflight = await client.options("/v1/chat/completions", headers={"Origin": own})
+        assert preflight.status == 405
+
+    with_client(check)
+
+
+def test_the_key_is_asked_for(with_client):
+    async def check(client, server):
+        assert (await client.get("/v1/models")).status == 401
+        assert (await client.get("/v1/models", headers={"Authorization": "Bearer " + "x" * 20})).status == 401
+        assert (await client.get("/v1/models", headers={"Authorization": "Bearer " + "k" * 20})).status == 200
+        assert (await client.get("/health")).status == 200
+        assert (await client.get("/")).status == 200
+
+    with_client(check, key="k" * 20, host="0.0.0.0")
+
+
+def test_only_loopback_without_a_key():
+    for host in ("127.0.0.1", "localhost", "::1", "127.3.2.1"):
+        assert Access(host).loopback
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", "127.0.0.1.evil.com"):
+        with pytest.raises(UsageError, match="RECIPE_API_KEY"):
+            Access(host)
+    with pytest.raises(UsageError, match="16 or more"):
+        Access("0.0.0.0", "short")
+    assert "secret" not in repr(Access("0.0.0.0", "secret" * 4))
+    reachable = Access("0.0.0.0", "k" * 16)
+    assert reachable.host_allowed("192.168.1.2:8000") and not reachable.host_allowed("evil.com:8000")
+
+
+def test_a_huge_body_is_refused(with_client):
+    async def check(client, server):
+        body = {**CHAT, "messages": [{"role": "user", "content": "x" * 1_100_000}]}
+        status, answer = await post(client, "/v1/chat/completions", body)
+        assert status == 413 and "1000000 bytes" in answer["error"]["message"]
+
+    with_client(check)
+
+
+def test_a_slow_body_is_given_up(with_client, monkeypatch):
+    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.3)
+
+    async def check(client, server):
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{client.port}\r\n"
+        writer.write((head + "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{").encode())
+        answer = await asyncio.wait_for(reader.readline(), 5)
+        assert b"408" in answer
+        writer.close()
+
+    with_client(check)
+
+
+def test_a_hundred_clients_are_answered_or_refused(with_client):
+    async def check(client, server):
+        tasks = [post(client, "/v1/chat/completions", {**CHAT, "max_tokens": 4}) for _ in range(100)]
+        statuses = [status for status, _ in await asyncio.gather(*tasks)]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) >= 5
+        assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
+        while server.worker.load != (0, 0):
+            await asyncio.sleep(0.01)
+
+    with_client(lambda client, server: asyncio.wait_for(check(client, server), 60), worker=Worker(active=2, waiting=3))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_leaves_stops_the_generation(with_client, engine, monkeypatch, streamed):
+    steps, gone = [], threading.Event()
+
+    def stream(request, cancelled=None):
+        while not cancelled.is_set():
+            steps.append(gone.is_set())
+            time.sleep(0.02)
+            yield Piece("word ")
+        yield Piece("", (), "cancelled", len(steps))
+
+    monkeypatch.setattr(engine, "stream", stream)
+
+    async def check(client, server):
+        _, writer = await asyncio.open_connection(client.host, client.port)
+        body = json.dumps({**CHAT, "stream": streamed}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{client.port}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        while len(steps) < 5:
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while server.worker.load != (0, 0):
+            await asyncio.sleep(0.01)
+        assert len(steps) < 30
+
+    with_client(lambda client, server: asyncio.wait_for(check(client, server), 10))
+
+
+def test_a_failure_inside_keeps_the_server_and_tells_nothing(with_client, engine, monkeypatch, capfd):
+    answer = engine.stream
+
+    def broken(request, cancelled=None):
+        raise RuntimeError("the user wrote: secret words")
+
+    async def check(client, server):
+        monkeypatch.setattr(engine, "stream", broken)
+        status, body = await post(client, "/v1/chat/completions", CHAT)
+        assert status == 500 and "secret" not in json.dumps(body)
+        monkeypatch.setattr(engine, "stream", answer)
+        assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
+
+    with_client(check)
+    out, err = capfd.readouterr()
+    assert "secret" not in out + err and "RuntimeError" in err
+
+
+def test_nothing_that_is_said_is_logged(with_client, capfd, caplog):
+    async def check(client, server):
+        body = {**CHAT, "messages": [{"role": "user", "content": "my password is swordfish"}]}
+        assert (await post(client, "/v1/chat/completions", body))[0] == 200
+        assert (await post(client, "/v1/chat/completions", {**body, "swordfish": 1}))[0] == 400
+
+    with_client(check)
+    out, err = capfd.readouterr()
+    assert "swordfish" not in out + err + caplog.text
+
+
+def test_the_openai_client_understands_everything(tiny_base):
+    openai = pytest.importorskip("openai", reason="the openai client is not installed: it was not tried")
+    with start_server() as start:
+        _, address = start("--model", tiny_base, "--precision", "fp32")
+        client = openai.OpenAI(base_url=address + "v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["model"]
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        options = {"model": "model", "max_completion_tokens": 12, "temperature": 0.0}
+        whole = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=2, **options)
+        chunks = client.chat.completions.create(
+            messages=messages, stream=True, stream_options={"include_usage": True}, **options
+        )
+        chunks = list(chunks)
+        joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert joined == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+        text = client.completions.create(model="model", prompt="The sky", max_tokens=4, logprobs=2, echo=True)
+        assert text.choices[0].text.startswith("The sky") and text.choices[0].logprobs.token_logprobs[0] is None
+        with pytest.raises(openai.BadRequestError, match="unknown fields: logit_bias"):
+            client.chat.completions.create(messages=messages, logit_bias={}, **options)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-4", messages=messages)
