@@ -11,22 +11,6 @@ from recipe.environment import device
 from recipe.environment.checks import Check
 from recipe.planning import sizing
 
-FIELDS = (
-    "name",
-    "runs",
-    "base.path",
-    "base.dtype",
-    "base.precision",
-    "corpus.path",
-    "corpus.max_length",
-    "lora",
-    "train.micro_batch_tokens",
-    "train.matmul_accumulation",
-    "train.optimizer",
-    "train.recompute",
-    "train.keep_checkpoints",
-)
-
 
 def run(config: Config | None) -> list[Check]:
     """All checks in the order of the report; those of a run (memory, disk, files) need its config.
@@ -77,7 +61,7 @@ def text(checks: list[Check]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     example = "python -m recipe.doctor --config recipe/configs/vicuna-7b-p100.toml"
-    args = build_parser("doctor", __doc__ or "", example, FIELDS).parse_args(argv)
+    args = build_parser("doctor", __doc__ or "", example).parse_args(argv)
     checks = run(load_config(args) if args.config else None)
     fit = all(check.verdict != "fail" for check in checks)
     result: dict[str, Any] = {"fit": fit, "verdict": verdict(checks), "checks": [vars(check) for check in checks]}

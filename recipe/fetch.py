@@ -155,7 +155,7 @@ def catalogue() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct", fields=())
+    parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct")
     parser.add_argument("name", nargs="?", help="a name that --list prints, or owner/name of a hub repository")
     parser.add_argument("--list", action="store_true", help="print the known names: format, size, language, licence")
     parser.add_argument(

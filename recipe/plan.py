@@ -22,20 +22,6 @@ from recipe.planning.sizing import KNOWN, MemoryPlan, plan_memory
 from recipe.planning.throughput import TimePlan, estimate_time, read_corpus_size
 
 ESTIMATED = "estimated by arithmetic, not yet measured on a P100"
-FIELDS = (
-    "name",
-    "base.path",
-    "base.precision",
-    "corpus.path",
-    "corpus.max_length",
-    "lora",
-    "train.epochs",
-    "train.micro_batch_tokens",
-    "train.gradient_accumulation_steps",
-    "train.matmul_accumulation",
-    "train.optimizer",
-    "train.recompute",
-)
 
 
 @dataclass(frozen=True)
@@ -221,7 +207,7 @@ def _span(hours: list[float], digits: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     example = "python -m recipe.plan --config recipe/configs/vicuna-7b-p100.toml"
-    parser = build_parser("plan", __doc__ or "", example, FIELDS)
+    parser = build_parser("plan", __doc__ or "", example)
     parser.add_argument("--shape", choices=sorted(KNOWN), help="a LLaMA of this size, whatever is at base.path")
     parser.add_argument("--tokens", type=positive, metavar="N", help="tokens of one epoch if no corpus is prepared")
     args = parser.parse_args(argv)

@@ -1,36 +1,89 @@
-"""Check artefacts against their manifests."""
+"""Verify artefacts against their manifests, trace them back to raw files, and say in what two of them differ."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from recipe.core import config as configs
 from recipe.core.cli import entry
-from recipe.core.manifest import differences, read_manifest, verify
+from recipe.core.lineage import PARTS, compare, trace, verify_all
+from recipe.core.manifest import differences, read_manifest
+from recipe.core.text import show, table
+
+
+def run_verify(folders: list[Path], deep: bool, config: Path | None) -> tuple[list[str], list[str]]:
+    """(problems, lines for a person) of artefacts; `deep`: of their inputs, too."""
+    problems, lines = [], []
+    settings = configs.load(config) if config else None
+    for folder in folders:
+        found = verify_all(folder)
+        lines += found or [f"{folder}: intact, {len(read_manifest(folder)['outputs'])} files"]
+        problems += found
+        if not deep:
+            continue
+        rows = [["artefact", "input", "found at", ""]]
+        checked: set[Path] = {folder}
+        for link in trace(folder, settings):
+            state = "matches" if link.matches else "altered" if link.path else "not found"
+            rows.append([str(link.owner), link.name, str(link.path or "-"), state])
+            if not link.matches:
+                problems.append(f"{link.name} of {link.owner}: {state}")
+            elif (
+                link.path
+                and link.path.is_dir()
+                and link.path not in checked
+                and (link.path / "manifest.json").is_file()
+            ):
+                checked.add(link.path)
+                inner = verify_all(link.path)
+                problems += inner
+                lines += inner
+        lines.append(table(rows))
+    return problems, lines
+
+
+def run_diff(one: Path, two: Path) -> tuple[dict[str, Any], list[str]]:
+    """(differences as plain values, lines for a person) between two artefacts."""
+    manifests = read_manifest(one), read_manifest(two)
+    found = compare(*manifests)
+    results = [line for line in differences(*manifests) if line.startswith(("outputs.", "results.", "stage:"))]
+    if not found and not results:
+        return {"parts": {}, "results": []}, ["no difference"]
+    rows = [["part", "", "can it change a result?"]]
+    rows += [
+        [word, "differs" if part in found else "same", risk if part in found else ""]
+        for part, (word, risk) in PARTS.items()
+    ]
+    rows.append(["results", "differ" if results else "same", ""])
+    lines = [table(rows), ""]
+    return {"parts": found, "results": results}, [*lines, *(line for part in found.values() for line in part), *results]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m recipe.provenance",
-        description="Check artefacts against their manifests.",
-        epilog="example: python -m recipe.provenance verify runs/demo/latest",
+        description=__doc__,
+        epilog="example: python -m recipe.provenance verify runs/demo/latest --deep",
     )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("verify", help="does every file still have its hash?").add_argument(
-        "folder", type=Path, nargs="+"
+    check = commands.add_parser("verify", help="compare every file with its hash, and name files without one")
+    check.add_argument("folder", type=Path, nargs="+")
+    check.add_argument("--deep", action="store_true", help="also trace the inputs back to raw files")
+    check.add_argument(
+        "--config", type=Path, metavar="FILE", help="where the inputs are; a run has its own config.toml"
     )
-    compare = commands.add_parser("diff", help="in what do two artefacts differ?")
-    compare.add_argument("one", type=Path)
-    compare.add_argument("two", type=Path)
+    diff = commands.add_parser("diff", help="say in what two artefacts differ, and what can change a result")
+    diff.add_argument("one", type=Path)
+    diff.add_argument("two", type=Path)
     args = parser.parse_args(argv)
     if args.command == "diff":
-        lines = list(differences(read_manifest(args.one), read_manifest(args.two)))
-        print("\n".join(lines) or "no difference")
-        return 1 if lines else 0
-    problems = 0
-    for folder in args.folder:
-        found = verify(folder)
-        problems += len(found)
-        print("\n".join(found) or f"{folder}: intact, {len(read_manifest(folder)['outputs'])} files")
+        result, lines = run_diff(args.one, args.two)
+        show(result, "\n".join(lines), args.json)
+        return 1 if result["parts"] or result["results"] else 0
+    problems, lines = run_verify(args.folder, args.deep, args.config)
+    show({"intact": not problems, "problems": problems}, "\n".join(lines), args.json)
     return 1 if problems else 0
 
 

@@ -12,7 +12,7 @@ from recipe.core.config import Config
 from recipe.core.errors import UnfitError, UsageError
 from recipe.core.files import atomic_folder, digest, lock_file
 from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
-from recipe.core.run import Run
+from recipe.core.run import RECORDED, Run
 from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
@@ -58,6 +58,7 @@ def run(config: Config) -> dict[str, Any]:
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
             results = train(config, opened, copy, device, stop)
+            opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
 
@@ -91,7 +92,7 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
         say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
         raise KeyboardInterrupt
     results = trainer.results(trainer.final_loss())
-    save_adapter(model, opened.adapter)
+    save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
 
 
@@ -207,12 +208,16 @@ def report_unfinished(opened: Run, config: Config) -> None:
     say(f"this starts a new run: {other.folder.name} is unfinished and differs in {changed}")
 
 
-def save_adapter(model: "PeftModel", folder: Path) -> None:
-    """Save the adapter, and check it on the disk before it takes its place."""
+def save_adapter(model: "PeftModel", folder: Path, config: Config) -> None:
+    """Save the adapter with tokenizer and chat template, and check it on the disk before it takes its place."""
+    from recipe.checkpoints.tokenizer import copy_files
+    from recipe.conversations.templates.export import write_chat_template
     from recipe.model.adapter import check_adapter, write_adapter
 
     with atomic_folder(folder, replace_any=True) as partial:
         write_adapter(model, partial)
+        copy_files(Path(config.base.path), partial)
+        write_chat_template(partial, config.corpus.template)
         check_adapter(partial)
 
 

@@ -109,11 +109,11 @@ def test_a_size_wins_over_the_name_and_an_unknown_name_asks_for_one(capsys):
     ("change", "said"),
     [
         ({"train.recompute": 33}, "expected -1 .all. to 32"),
-        ({"lora.target_modules": ["query"]}, "no 'query' in a LLaMA"),
+        ({"lora.target_modules": ["query"]}, "found 'query'"),
         ({"base.path": ""}, "base.path is empty"),
         ({"corpus.max_length": 4096}, "expected at least corpus.max_length"),
-        ({"train.gradient_accumulation_steps": 0}, "train.gradient_accumulation_steps 0, expected both above 0"),
-        ({"lora.rank": 0}, "lora.rank is 0"),
+        ({"train.gradient_accumulation_steps": 0}, "expected at least 1 and at most 100,000, found 0"),
+        ({"lora.rank": 0}, "lora.rank .* expected at least 1"),
     ],
 )
 def test_a_config_that_cannot_be_right(change, said):

@@ -56,7 +56,9 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     manifest = train.run(tiny_run)
     folder = latest(tiny_run)
     assert manifest["results"]["last_loss"] < manifest["results"]["first_loss"]
-    assert set(manifest["outputs"]) == {f"adapter/{ADAPTER_FILE}", "adapter/adapter_config.json"}
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+    files = (ADAPTER_FILE, "adapter_config.json", *tokenizer)
+    assert set(manifest["outputs"]) == {f"adapter/{name}" for name in files}
     assert verify(folder) == []
     assert configs.load(folder / "config.toml") == tiny_run
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -18,13 +18,43 @@ from recipe.core.text import close_bars, say, snippet
 INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
-def build_parser(stage: str, description: str, example: str, fields: Sequence[str] = ("",)) -> argparse.ArgumentParser:
+# Command -> the config fields and sections that it reads, for its --help. A command that is not here shows none.
+_PLANNED = (
+    "name",
+    "base.path",
+    "base.precision",
+    "corpus.path",
+    "corpus.max_length",
+    "lora",
+    "train.micro_batch_tokens",
+    "train.optimizer",
+    "train.matmul_accumulation",
+    "train.recompute",
+)
+_RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "convert": ("base.source", "base.path", "base.dtype"),
+    "corpus": ("base.path", "corpus"),
+    "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
+    "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
+    "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
+    "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
+    "merge": (*_RUN, "corpus.path"),
+    "chat": _RUN,
+    "serve": _RUN,
+    "report": ("name", "runs"),
+}
+
+
+def build_parser(
+    stage: str, description: str, example: str, fields: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
     """The argument parser of a stage: --config, --set, --dry-run, --json.
 
-    Its help ends with `example` and the config fields that the stage reads: `fields` are dotted names or sections,
-    all fields by default, none if empty.
+    Its help ends with `example` and the config fields that the stage reads: `fields`, by default those of `FIELDS`.
     """
-    known = [f"  {line}" for line in config.describe(fields)] if fields else []
+    shown = FIELDS.get(stage, ()) if fields is None else fields
+    known = [f"  {line}" for line in config.describe(shown)] if shown else []
     heading = ["", "config fields that this command reads (for --set and the config file):"] if known else []
     out = argparse.ArgumentParser(
         prog=f"python -m recipe.{stage}",

@@ -27,24 +27,45 @@ def write_manifest(
 
     `inputs`: name -> sha256 (`hash_inputs`); `config` and `results` are plain JSON values. Returns the manifest.
     """
-    manifest = {
+    manifest = build_manifest(stage, config, inputs, results, hash_files(folder, only))
+    save_manifest(folder / MANIFEST, manifest)
+    return manifest
+
+
+def hash_files(folder: Path, only: tuple[str, ...] | None = None) -> dict[str, dict[str, Any]]:
+    """Relative name -> sha256 and bytes of the files of `folder`, or of those under the names in `only`."""
+    return {
+        file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in list_files(folder)
+        if file.name != MANIFEST or file.parent != folder
+        if only is None or file.relative_to(folder).parts[0] in only
+    }
+
+
+def build_manifest(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    results: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A manifest as plain values, with this code and environment."""
+    return {
         "stage": stage,
         "config": dict(config),
         "inputs": dict(inputs),
-        "outputs": {
-            file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
-            for file in list_files(folder)
-            if file.name != MANIFEST or file.parent != folder
-            if only is None or file.relative_to(folder).parts[0] in only
-        },
+        "outputs": dict(outputs),
         "code": code_sha256(),
         "environment": environment(),
         "results": dict(results),
     }
-    with atomic_file(folder / MANIFEST) as file:
+
+
+def save_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest as JSON, whole or not at all."""
+    with atomic_file(path) as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
-    return manifest
 
 
 def hash_inputs(paths: Mapping[str, Path]) -> dict[str, str]:
@@ -62,14 +83,14 @@ def _hash_input(path: Path) -> str:
     return digest({file.relative_to(path).as_posix(): sha256(file) for file in list_files(path)})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     """The manifest of an artefact. Raises RecipeError if there is none or it is damaged."""
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / name
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(
-            f"{folder} has no {MANIFEST}: no stage of this recipe made it, or that stage did not finish"
+            f"{folder} has no {name}: no stage of this recipe made it, or that stage did not finish"
         ) from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is damaged ({snippet(error)}); re-create {folder}") from None
@@ -104,11 +125,12 @@ def verify(folder: Path, skip_suffix: str = "") -> list[str]:
     problems: list[str] = []
     for name, expected in read_manifest(folder)["outputs"].items():
         if not skip_suffix or not name.endswith(skip_suffix):
-            problems += _check_file(Path(folder) / name, expected)
+            problems += check_file(Path(folder) / name, expected)
     return problems
 
 
-def _check_file(file: Path, expected: Mapping[str, Any]) -> Iterator[str]:
+def check_file(file: Path, expected: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence if `file` is missing or differs from its entry in a manifest."""
     if not file.is_file():
         yield f"{printable(str(file))} is missing"
     elif file.stat().st_size != expected["bytes"]:

@@ -9,13 +9,17 @@ runs/<name>/<id>/
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recipe.core import config as configs
 from recipe.core.config import Config
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
 from recipe.core.files import MANIFEST, atomic_file
+from recipe.core.manifest import build_manifest, check_file, hash_files, read_manifest, save_manifest
 
 LATEST = "latest"
+RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
+RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
 
 
 def quantized_folder(base: Path, precision: str) -> Path:
@@ -95,6 +99,26 @@ class Run:
         """The resolved config that the run left, with `overrides` applied."""
         return configs.load(self.config_file, overrides)
 
+    def records(self) -> dict[str, Any]:
+        """File -> hash and size, as recorded when training and evaluation ended; empty if nothing is recorded."""
+        if not (self.folder / RECORDS).is_file():
+            return {}
+        return dict(read_manifest(self.folder, RECORDS)["outputs"])
+
+    def record(self, *names: str) -> None:
+        """Record the hashes of these files, where they exist; what is recorded of others stays."""
+        try:
+            others = self.records()
+        except RecipeError:  # damaged: written anew
+            others = {}
+        outputs = others | hash_files(self.folder, names)
+        save_manifest(self.folder / RECORDS, build_manifest("records", {}, {}, {}, outputs))
+
+    def check_recorded(self, name: str) -> None:
+        """Raises RecipeError if the file is not as recorded."""
+        for problem in records_problems(self.folder, name):
+            raise RecipeError(f"{problem}; restore it, or run the stage that wrote it again")
+
     def begin(self, config: Config) -> None:
         """Write the resolved config, which replays the run, and point `latest` here."""
         with atomic_file(self.config_file) as file:
@@ -114,3 +138,12 @@ class Run:
         if not link.exists() or link.resolve() == self.folder.resolve() or (link / MANIFEST).is_file():
             return None
         return Run(link.resolve())
+
+
+def records_problems(folder: Path, name: str = "") -> list[str]:
+    """What no longer matches the records of a run: all of them, or the file `name`. Empty: nothing, or no records."""
+    problems: list[str] = []
+    for recorded, expected in Run(folder).records().items():
+        if not name or recorded == name:
+            problems += check_file(Path(folder) / recorded, expected)
+    return problems

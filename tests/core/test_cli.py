@@ -1,6 +1,7 @@
 """How every command behaves: exit codes, one sentence, untrusted text, tables."""
 
 import errno
+import re
 import shutil
 import stat
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe.core.cli import entry
+from recipe.core import config as configs
+from recipe.core import schema
+from recipe.core.cli import FIELDS, build_parser, entry
 from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.text import markdown_table, printable, progress, table
 
@@ -129,6 +132,27 @@ def test_table_aligns_its_columns():
         "long name  1",
     ]
     assert table([["n", "MiB"], ["a", "1"]], right=(1,)).splitlines()[2] == "a    1"
+
+
+def test_help_shows_only_the_fields_that_a_command_reads(capsys):
+    shown = {}
+    for stage, fields in FIELDS.items():
+        lines = build_parser(stage, "", "x").format_help().partition("config fields")[2].splitlines()[1:]
+        shown[stage] = {line.split(":")[0].strip() for line in lines}
+        names = {name for name, _ in schema.list_fields(configs.Config)}
+        assert shown[stage] <= names
+        assert all(any(f"{name}.".startswith(f"{field}.") for name in names) for field in fields), fields
+    assert shown["convert"] == {"base.source", "base.path", "base.dtype"}
+    assert "lora.rank" in shown["train"] and "lora.rank" not in shown["corpus"]
+
+
+@pytest.mark.parametrize("stage", sorted(FIELDS))
+def test_help_lists_every_field_that_a_command_names(stage):
+    """`config.section.key` in the command's own file; what its packages read is for its author to list."""
+    text = (ROOT / "recipe" / f"{stage}.py").read_text(encoding="utf-8")
+    names = {name for name, _ in schema.list_fields(configs.Config)}
+    read = {f"{section}.{key}" for section, key in re.findall(r"\bconfig\.(\w+)\.(\w+)", text)} & names
+    assert {name for name in read if not any(f"{name}.".startswith(f"{field}.") for field in FIELDS[stage])} == set()
 
 
 def test_make_alone_lists_the_targets():

@@ -169,7 +169,7 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
         ),
         (["--source", "{tmp}/good.json", "--set", "corpus.template=x"], 2, "no template 'x'"),
         (["--source", "{tmp}/good.json", "--set", "corpus.val_fraction=1.5"], 2, "expected a share"),
-        (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected 1 or more"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected at least 1"),
         (["--set", "corpus.identity_name=Ada"], 2, "identity_organisation is empty"),
         (["--source", "{tmp}/good.json", "--set", "corpus.colour=1"], 2, "unknown key corpus.colour"),
         (["--source", "{tmp}/good.json", "{tmp}/good.json"], 2, "two sources have the same name"),

@@ -9,9 +9,10 @@ from pathlib import Path
 from recipe.conversations import identity, templates
 from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
-from recipe.conversations.formats.records import Layout
+from recipe.conversations.formats.base import Format
+from recipe.conversations.formats.fields import build_format
 from recipe.conversations.messages import Conversation
-from recipe.conversations.readers import gzip_text
+from recipe.conversations.readers import compressed
 from recipe.core import config as configs
 from recipe.core.config import Config, Corpus, Source
 from recipe.core.errors import UsageError
@@ -31,8 +32,10 @@ class RawSource:
     settings: Source = field(default_factory=Source)
 
     @property
-    def layout(self) -> Layout | None:
-        """The record layout that the settings name; None: detect it for each record."""
+    def format(self) -> Format | None:
+        """The format that the settings name or describe; None: recognize it for each record."""
+        if self.settings.fields:
+            return build_format(self.settings.fields, self.settings.roles)
         return detect.named(self.settings.format) if self.settings.format else None
 
     def stamp(self) -> list[tuple[int, int]]:
@@ -41,8 +44,8 @@ class RawSource:
         return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
 
     def size(self) -> int:
-        """Bytes of the source's text, for the progress bar; of a gzip file as its last bytes give it."""
-        return gzip_text.size(self.path) if self.path.is_file() else file_size(self.path)
+        """Bytes of the source's text, for the progress bar; of a compressed file an estimate."""
+        return compressed.size(self.path) if self.path.is_file() else file_size(self.path)
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,18 @@ def _name_sources(sources: Sequence[Source]) -> tuple[RawSource, ...]:
             f"two sources have the same name: {', '.join(names)}; list each file once, by a name of its own"
         )
     for source in sources:
-        if source.format:
-            detect.named(source.format)
+        _check_reading(source)
     return tuple(RawSource(*item) for item in zip(names, paths, sources, strict=True))
+
+
+def _check_reading(source: Source) -> None:
+    if source.format and source.fields:
+        raise UsageError(f"{printable(source.path)} has both a format and fields: give one of them")
+    if source.format:
+        detect.named(source.format)
+    if source.fields:
+        build_format(source.fields, source.roles)
+    detect.check_roles(source.roles)
 
 
 def read_prompts(path: Path) -> Iterator[str]:
