@@ -72,9 +72,7 @@ def write_pages(run: Run, against: Run | None) -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest")
     add_run(parser)
-    parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="another run, drawn over this one"
-    )
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another run, drawn over this one")
     args = parser.parse_args(argv)
     _, opened = load_run(args)
     against = Run.open(args.against) if args.against else None
