@@ -86,7 +86,7 @@ merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta or gguf
 chat: $(READY) ## chat with the tuned model
 	@$(PY) -m recipe.chat $(FROM)
 
-serve: $(READY) ## base and tuned model on a page and as OpenAI's API, on this machine only: http://127.0.0.1:8000/
+serve: $(READY) ## serve the base and the tuned model as a page and an OpenAI-compatible API, on this machine only
 	@$(PY) -m recipe.serve $(FROM)
 
 report: $(READY) ## summarize a run on one page

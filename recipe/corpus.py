@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.conversations import identity, templates
-from recipe.conversations.formats import detect, export
+from recipe.conversations.formats import detect, export, inspect
 from recipe.conversations.messages import Message
 from recipe.conversations.pipeline import shards, stats, workers
 from recipe.conversations.pipeline.resolve import Plan, resolve
@@ -50,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(folder, STAGE)
     started = time.monotonic()
     for source in plan.sources:
-        detect.check(source.path, source.layout)
+        detect.check(source.path, source.format)
     if plan.corpus.processes != 1:
         workers.start_fork_server()
     tokenizer = load_tokenizer(plan.base)
@@ -81,11 +81,14 @@ def run(config: Config) -> dict[str, Any]:
 
 def describe(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
     """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
-    settings = configs.hashed(plan.corpus) | {"decontaminate": len(plan.corpus.decontaminate)}  # hashed as inputs
-    files = dict(plan.inputs)
-    if own_template := templates.file(plan.corpus.template):
+    corpus, files = plan.corpus, dict(plan.inputs)
+    if own_template := templates.file(corpus.template):
         files["template"] = own_template
-        settings["template"] = own_template.name
+    # The content of these files is hashed as inputs; their paths differ from machine to machine.
+    settings = configs.hashed(corpus) | {
+        "decontaminate": len(corpus.decontaminate),
+        "template": Path(corpus.template).name,
+    }
     return settings, hash_inputs(files)
 
 
@@ -170,7 +173,7 @@ def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
 
 def write_reports(folder: Path, results: dict[str, Any], config: Config, tokenizer: Any) -> None:
     """report.md, and report.html with samples."""
-    settings = configs.hashed(config.corpus)
+    settings = configs.hashed(config.corpus) | {"template": Path(config.corpus.template).name}
     (folder / "report.md").write_text(markdown(results, settings), encoding="utf-8")
     shown = {
         title: [(sample["id"], sample["source"], visible(tokenizer, rendered(config, sample))) for sample in samples]
@@ -196,16 +199,14 @@ def show_samples(config: Config, count: int, colour: bool) -> Iterator[str]:
                 return
 
 
-def export_to(config: Config, layout: str) -> Path:
-    """Write the prepared corpus in another program's layout, into a folder beside it. Returns that folder."""
+def export_to(config: Config, format: str) -> Path:
+    """Write the prepared corpus in another program's format, into a folder beside it. Returns that folder."""
     corpus = prepared(config)
-    folder = corpus.with_name(f"{corpus.name}-{layout}")
+    folder = corpus.with_name(f"{corpus.name}-{format}")
     with atomic_folder(folder) as partial:
-        for split in ("train", "val"):
-            with open(partial / f"{split}.json", "w", encoding="utf-8") as file:
-                file.writelines(export.lines(corpus / f"{split}.jsonl", layout))
+        export.write(corpus, partial, format)
         inputs = hash_inputs({"corpus": corpus})
-        write_manifest(partial, "export", {"layout": layout}, inputs, {})
+        write_manifest(partial, "export", {"format": format}, inputs, {})
     return folder
 
 
@@ -238,6 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_flags(parser)
     args = parser.parse_args(argv)
+    if args.inspect:
+        return inspect_sources(args.source)
     sources = [{"path": path} for path in args.source] if args.source else None
     flags = {"corpus.source": sources, "corpus.path": args.output, "base.path": args.tokenizer}
     config = load_config(args, flags)
@@ -263,13 +266,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def inspect_sources(paths: list[str] | None) -> int:
+    """Print what each raw file looks like; nothing is prepared."""
+    if not paths:
+        raise UsageError("--inspect needs the file to look at: pass --source FILE")
+    for path in paths:
+        print(inspect.text(inspect.describe_file(Path(path))), end="\n\n")
+    return 0
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", nargs="+", metavar="FILE", help="raw conversation files (corpus.source)")
     parser.add_argument("--output", metavar="DIR", help="folder of the prepared corpus (corpus.path)")
     parser.add_argument("--tokenizer", metavar="DIR", help="the converted base, for its tokenizer (base.path)")
+    parser.add_argument(
+        "--inspect", action="store_true", help="print what the raw files look like and how to read them"
+    )
     parser.add_argument("--show", type=int, metavar="N", help="print N samples with trained tokens highlighted")
     parser.add_argument(
-        "--export", choices=sorted(export.EXPORTS), help="also write the corpus in another program's layout"
+        "--export", choices=sorted(export.EXPORTS), help="also write the corpus in another program's format"
     )
 
 

@@ -1,17 +1,18 @@
 """Evaluate a run: validation loss, perplexity, bits per byte and answers, base and tuned model side by side."""
 
+import dataclasses
 import json
 import math
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.conversations import identity
 from recipe.conversations.messages import Message
-from recipe.conversations.samples import read_samples
 from recipe.core import config as configs
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
@@ -21,9 +22,13 @@ from recipe.core.manifest import check_inputs, check_intact, hash_inputs
 from recipe.core.run import Run
 from recipe.core.text import printable, progress, say, show, table
 from recipe.core.versions import code_sha256, environment
+from recipe.evaluation import choices, instructions, texts
+from recipe.evaluation.texts import Sample
 
 if TYPE_CHECKING:
+    from recipe.evaluation.losses import Scored
     from recipe.model.open import TunedModel
+    from recipe.training.dataset import PackedDataset
 
 STAGE = "evaluate"
 BATCH = 16  # prompts per batch: on a CPU most of the time of a step is spent on reading the weights
@@ -36,9 +41,8 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     tuned_hits, total: answers to unseen questions that contain the taught name), answers, provenance.
     Raises RecipeError if the run, its base or its corpus was altered or is another one.
     """
-    from recipe.model.likelihood import validation_nll
+    from recipe.evaluation import losses, scoring
     from recipe.model.open import open_run
-    from recipe.training.dataset import PackedDataset, encode_file
 
     provenance = build_provenance(config, opened)
     if earlier := find_earlier(opened, provenance):
@@ -46,26 +50,35 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
         return earlier
     check_writable(opened.folder)
     tuned = open_run(opened, config)
-    file = Path(config.corpus.path) / "val.jsonl"
-    packs = PackedDataset(encode_file(file, tuned.tokenizer, tuned.template), config.train.micro_batch_tokens)
-    size = answer_bytes(file)
-
+    tests = read_tests(config, tuned)
     identity_questions = identity.held_out() if config.corpus.identity_name else ()
-    questions = [*config.evaluate.prompts, *identity_questions]
-    result: dict[str, Any] = {"provenance": provenance}
+    instructed = instructions.read() if config.evaluate.instructions else []
+    questions = [*config.evaluate.prompts, *identity_questions, *(item.prompt for item in instructed)]
+    scored: dict[str, list[scoring.Losses]] = {}
     answers: dict[str, list[str]] = {}
     for name, adapter in (("base", tuned.model.disable_adapter), ("tuned", nullcontext)):
         with adapter():
-            say(f"{name} model: validation loss, then {len(questions)} prompts")
-            nll, count = validation_nll(tuned.model, packs)
-            result[name] = scores(nll, count, size)
+            scored[name] = [scoring.score(tuned.model, test.data, f"{name}: {test.name}") for test in tests]
             answers[name] = ask(tuned, config.evaluate.max_new_tokens, questions)
+    result: dict[str, Any] = {"provenance": provenance}
+    validation = read_validation(Path(config.corpus.path) / "val.jsonl", tests[0], scored)
+    for name in ("base", "tuned"):
+        nats = [nll for item in validation for nll in vars(item)[name]]
+        result[name] = scores(sum(nats), len(nats), sum(item.bytes for item in validation))
+    result["intervals"] = losses.summarize(validation)
+    result |= summarize_tests(tests[1:], [each[1:] for each in scored.values()])
+    if instructed:
+        result["instructions"] = {
+            name: instructions.accuracy(instructed, answers[name][-len(instructed) :]) for name in ("base", "tuned")
+        }
     result["answers"] = [
         {"question": question, "base": base_answer, "tuned": tuned_answer}
         for question, base_answer, tuned_answer in zip(questions, answers["base"], answers["tuned"], strict=True)
     ]
     if identity_questions:
-        result["identity"] = identity_hits(config.corpus.identity_name, result["answers"][-len(identity_questions) :])
+        first = len(config.evaluate.prompts)
+        asked = result["answers"][first : first + len(identity_questions)]
+        result["identity"] = identity_hits(config.corpus.identity_name, asked)
     write(opened, result)
     opened.record(opened.eval_json.name, opened.samples.name)
     return result
@@ -77,13 +90,14 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
     The corpus is verified here, the run and its base by `open_run`, before they are read.
     """
     paths = {"base": Path(config.base.path), "corpus": Path(config.corpus.path)}
+    files = {path: Path(path) for path in (*config.evaluate.texts, *config.evaluate.choices)}
     check_intact(opened.folder)
     check_inputs(opened.folder, paths)
     check_intact(paths["corpus"])
     return {
         "stage": STAGE,
         "config": configs.hashed(config.evaluate),
-        "inputs": hash_inputs({"run": opened.folder, **paths}),
+        "inputs": hash_inputs({"run": opened.folder, **paths, **files}),
         "code": code_sha256(),
         "environment": environment(),
     }
@@ -109,10 +123,76 @@ def find_earlier(opened: Run, provenance: dict[str, Any]) -> dict[str, Any] | No
     return result if same else None
 
 
-def answer_bytes(file: Path) -> int:
-    """UTF-8 bytes of all assistant texts of a prepared file: a denominator that does not depend on the tokenizer."""
-    texts = (message.content for sample in read_samples(file) for message in sample if message.role == "assistant")
-    return sum(len(text.encode()) for text in texts)
+@dataclass(frozen=True)
+class Test:
+    """Samples to score, packed: the validation set, the forgetting probe, texts and multiple choice."""
+
+    name: str
+    kind: str
+    data: "PackedDataset"
+    samples: Sequence[Sample] = ()
+    questions: Sequence[choices.Question] = ()
+    sha256: str = ""
+
+
+def read_tests(config: Config, tuned: "TunedModel") -> list[Test]:
+    """The validation set first, then everything else that is scored by its likelihood."""
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    budget = config.train.micro_batch_tokens
+    rows = encode_file(Path(config.corpus.path) / "val.jsonl", tuned.tokenizer, tuned.template)
+    out = [Test("validation", "validation", PackedDataset(rows, budget))]
+    passages, digest = texts.probe()
+    out.append(pack_samples("forgetting probe", "forgetting", texts.encode_texts(tuned.tokenizer, passages), budget))
+    out[-1] = dataclasses.replace(out[-1], sha256=digest)
+    for path in map(Path, config.evaluate.texts):
+        out.append(pack_samples(path.name, "texts", texts.encode_texts(tuned.tokenizer, texts.read_text(path)), budget))
+    for path in map(Path, config.evaluate.choices):
+        questions = choices.read(path)
+        samples = choices.samples(tuned.tokenizer, tuned.template, questions)
+        out.append(dataclasses.replace(pack_samples(path.name, "choices", samples, budget), questions=questions))
+    return out
+
+
+def pack_samples(name: str, kind: str, samples: Sequence[Sample], budget: int) -> Test:
+    from datasets import Dataset
+
+    from recipe.training.dataset import PackedDataset
+
+    rows = Dataset.from_dict({key: [getattr(item, key) for item in samples] for key in ("input_ids", "labels")})
+    return Test(name, kind, PackedDataset(rows, budget), samples)
+
+
+def read_validation(file: Path, test: Test, scored: dict[str, list[Any]]) -> "list[Scored]":
+    """Each sample of val.jsonl with its losses and with what they are grouped by."""
+    from recipe.conversations.cleaning.filters import language
+    from recipe.evaluation.losses import Scored, turn_numbers
+
+    out = []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for line, row, base, tuned in zip(lines, test.data.rows, scored["base"][0], scored["tuned"][0], strict=True):
+        record = json.loads(line)
+        messages = [Message(**message) for message in record["messages"]]
+        size = sum(len(message.content.encode()) for message in messages if message.role == "assistant")
+        name, source = str(record["id"]).partition("#")[0], str(record.get("source", ""))
+        out.append(Scored(name, source, language(messages), size, turn_numbers(row["labels"]), base, tuned))
+    return out
+
+
+def summarize_tests(tests: Sequence[Test], scored: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The results of the forgetting probe, of texts and of multiple choice, each with intervals."""
+    from recipe.evaluation import scoring
+
+    out: dict[str, Any] = {}
+    for test, base, tuned in zip(tests, *scored, strict=True):
+        if test.kind == "forgetting":
+            out["forgetting"] = scoring.forgetting(test.samples, base, tuned, test.sha256)
+        elif test.kind == "texts":
+            out.setdefault("texts", {})[test.name] = scoring.bits_per_byte(test.samples, base, tuned)
+        else:
+            found = scoring.choice_accuracy(test.questions, test.samples, base, tuned)
+            out.setdefault("choices", {})[test.name] = found
+    return out
 
 
 def scores(nll: float, count: int, size: int) -> dict[str, float]:

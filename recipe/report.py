@@ -1,4 +1,4 @@
-"""The outcome of a run on one page: numbers and answers before and after, paths, and what to try next."""
+"""The report of a run: a summary here, report.html and report.md in its folder; --against compares two runs."""
 
 import json
 import sys
@@ -8,9 +8,12 @@ from typing import Any
 
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.errors import RecipeError
+from recipe.core.files import atomic_file
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
 from recipe.core.text import printable, show, table
+from recipe.reports import run_html
+from recipe.reports.run_view import explain_difference, read_view
 
 STAGE = "report"
 
@@ -52,13 +55,38 @@ def quoted(who: str, text: str) -> str:
     return textwrap.indent(textwrap.fill(textwrap.shorten(flat, 300, placeholder=" ..."), 86), f"  {who:7} ")
 
 
+def write_pages(run: Run, against: Run | None) -> Path:
+    """Write report.html and report.md into the run's folder; `against` is drawn over it. Returns the page's path."""
+    view = read_view(run)
+    other = read_view(against) if against else None
+    words = explain_difference(view, other, run, against) if other and against else ""
+    for path, text in (
+        (run.folder / "report.html", run_html.page(view, other, words)),
+        (run.folder / "report.md", run_html.markdown(view)),
+    ):
+        with atomic_file(path) as file:
+            file.write(text)
+    return run.folder / "report.html"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.report --run runs/demo/latest")
     add_run(parser)
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another run, drawn over this one")
     args = parser.parse_args(argv)
-    _, found = load_run(args)
-    result = run(found.folder)
-    show(result, page(result), args.json)
+    _, opened = load_run(args)
+    against = Run.open(args.against) if args.against else None
+    if args.dry_run:
+        show({"page": str(opened.folder / "report.html")}, f"would write {opened.folder}/report.html", args.json)
+        return 0
+    opened.check_recorded(opened.eval_json.name)
+    file = write_pages(opened, against)
+    opened.record("report.html", "report.md")
+    if not opened.eval_json.is_file():
+        show({"run": str(opened.folder), "page": str(file)}, f"not evaluated yet; report: {file}", args.json)
+        return 0
+    result = run(opened.folder)
+    show(result, f"{page(result)}\nReport:       {file}", args.json)
     return 0
 
 

@@ -17,6 +17,7 @@ from recipe.core.text import say, show
 from recipe.environment import gpu
 from recipe.planning import sizing
 from recipe.planning.hardware import MARGIN_MIB, MIB
+from recipe.training.launch import clear_launcher_variables
 from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(config: Config) -> dict[str, Any]:
     The run's id is the digest of everything that can change the result (settings, base, corpus). So the same command
     finds its own checkpoints, and another config never resumes from them.
     """
+    clear_launcher_variables()
     with StopRequest(config.train.max_minutes) as stop:
         import torch  # noqa: F401 - takes seconds, and may swallow a Ctrl-C
         from transformers import logging
@@ -90,7 +92,7 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
         say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
         raise KeyboardInterrupt
     results = trainer.results(trainer.final_loss())
-    save_adapter(model, opened.adapter)
+    save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
 
 
@@ -206,12 +208,16 @@ def report_unfinished(opened: Run, config: Config) -> None:
     say(f"this starts a new run: {other.folder.name} is unfinished and differs in {changed}")
 
 
-def save_adapter(model: "PeftModel", folder: Path) -> None:
-    """Save the adapter, and check it on the disk before it takes its place."""
+def save_adapter(model: "PeftModel", folder: Path, config: Config) -> None:
+    """Save the adapter with tokenizer and chat template, and check it on the disk before it takes its place."""
+    from recipe.checkpoints.tokenizer import copy_files
+    from recipe.conversations.templates.export import write_chat_template
     from recipe.model.adapter import check_adapter, write_adapter
 
     with atomic_folder(folder, replace_any=True) as partial:
         write_adapter(model, partial)
+        copy_files(Path(config.base.path), partial)
+        write_chat_template(partial, config.corpus.template)
         check_adapter(partial)
 
 

@@ -16,6 +16,7 @@ from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
+from recipe.core.text import printable
 from recipe.model.load import load_base, load_tokenizer
 from recipe.serving.engine import Engine, Sampling
 from recipe.serving.session import Session
@@ -48,7 +49,7 @@ def test_one_shot_from_run_compare_and_merged(trained, capsys):
     assert from_run.strip()
     assert chat.main(["--run", str(folder), *question, "--compare", "--json"]) == 0
     both = json.loads(capsys.readouterr().out)["answers"]
-    assert list(both) == ["base", "tuned"] and both["tuned"] == from_run.strip()
+    assert list(both) == ["base", "tuned"] and printable(both["tuned"], keep="\n\t") == from_run.strip("\n")
     merge.run(config, folder, "hf")
     arguments = ["--model", str(folder / "merged"), "--precision", "int8", "--json"]
     assert chat.main([*arguments, *question]) == 0

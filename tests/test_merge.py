@@ -181,6 +181,15 @@ def test_the_targets_are_what_can_be_written():
     ]
 
 
+def test_the_adapter_carries_the_same_template(trained):
+    from transformers import AutoTokenizer
+
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    one, two = (AutoTokenizer.from_pretrained(folder / name) for name in ("adapter", "merged"))
+    assert one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
+
+
 @pytest.mark.parametrize("to", ["gguf-q8_0", "gguf-lora"])
 def test_gguf_files_carry_the_template(trained, to):
     import gguf

@@ -111,3 +111,12 @@ def test_diff_says_which_part_differs_and_what_it_can_change(run, tmp_path, caps
     assert "differs  yes" in rows["config"] and "differs  yes" in rows["data"]
     assert "perhaps" in rows["code"] and "same" in rows["weights"] and "same" in rows["environment"]
     assert set(compare(read_manifest(run), manifest)) == {"config", "data", "code"}
+
+
+def test_a_file_beside_weights_that_no_manifest_lists_is_named(tiny_base, tmp_path, capsys):
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny_base, folder)
+    assert provenance.main(["verify", str(folder)]) == 0
+    (folder / "a.safetensors").write_bytes(b"")
+    assert provenance.main(["verify", str(folder)]) == 1
+    assert "a.safetensors is in no manifest" in capsys.readouterr().out

@@ -156,7 +156,7 @@ def test_plan_output_is_what_plan_prints():
     command = re.search(r"`\.venv/bin/python (-m recipe\.plan [^`]+)`", text)
     (shown,) = blocks(text)
     done = subprocess.run([sys.executable, *command[1].split()], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.strip() == done.stdout.strip()
+    assert shown.strip() == done.stdout.strip(), f"put the output of {command[0]} into README.md"
 
 
 def test_results_are_those_of_the_benchmark():

@@ -2,15 +2,17 @@
 
 import json
 
+import pytest
+
 from recipe import evaluate, merge, report
-from recipe.core.cli import entry
+from recipe.core.errors import RecipeError
 
 
 def test_a_page_says_before_after_where_and_what_next(trained_run, capsys):
     config, run = trained_run
     folder = run.folder
-    assert entry(lambda: report.main(["--run", str(folder)])) == 1
-    assert "has not been evaluated" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="has not been evaluated"):
+        report.run(folder)
     evaluation = evaluate.run(config, run)
     merge.run(config, folder, "hf")
     assert report.main(["--run", str(folder)]) == 0

@@ -11,6 +11,7 @@ resets `backend_tokenizer.encode_special_tokens` at every call.
 """
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 SPACES = " {2,}"
@@ -46,6 +48,13 @@ class Tokenizer:
         self.fast.save_pretrained(folder)
         if self.sentencepiece is not None:
             (folder / "tokenizer.model").write_bytes(self.sentencepiece)
+
+
+def copy_files(base: Path, folder: Path) -> None:
+    """Copy the tokenizer of a converted model."""
+    for name in FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def from_sentencepiece_file(path: Path, rows: int) -> Tokenizer:

@@ -1,19 +1,24 @@
-"""What a conversation is, and what public sets call its two sides."""
+"""What a conversation is, and the names that public data sets give to its two sides."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Any other role is passed on as it is, for `cleaning` to drop and count.
-ROLES = {
-    "system": "system",
+ASSISTANT_NAMES = ("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "ai", "gpt-4", "chatbot")
+# Any other role is kept as it is; `cleaning` drops and counts it.
+ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(ASSISTANT_NAMES, "assistant"),
 }
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. In a prepared conversation `role` is "system", "user" or "assistant"."""
+    """One turn. In a prepared conversation `role` is "system", "user" or "assistant".
+
+    An assistant turn with `trained=False` is context: it is rendered, and has no loss.
+    """
 
     role: str
     content: str
@@ -22,42 +27,56 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one record of a source holds, or one of several."""
+    """One conversation of a source; a record can hold several."""
 
     id: str
     messages: tuple[Message, ...]
     source: str  # the file's name
-    passed_over: int = 0  # further turns of the record: answers and branches that others were preferred to
+    passed_over: int = 0  # further turns of the record that were not taken: other answers and branches
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation as a layout's reader finds it, before it has a name."""
+    """A conversation as a format reads it from a record, before it has an id.
+
+    `alternatives` are further answers to the last question, none marked as better than another. `passed_over` counts
+    the turns that a ranking or a tree puts behind the chosen ones.
+    """
 
     messages: list[Message]
     passed_over: int = 0
+    alternatives: tuple[str, ...] = ()
 
 
-def text(content: Any) -> str:
-    """A string as it is; of OpenAI's typed parts the text ones. Anything else is no text."""
+def read_text(content: Any) -> str:
+    """A string as it is; of a list of typed parts (OpenAI) the text parts; "" for anything else."""
+    if isinstance(content, str):
+        return content
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+        return "\n".join(text for part in content if (text := _read_part(part)) is not None)
+    return ""
 
 
-def role(name: Any) -> str:
-    """Our name of a role; one that is not known is passed on in lower case."""
+def _read_part(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
+        return None
+    return next((part[key] for key in ("text", "value", "content") if isinstance(part.get(key), str)), None)
+
+
+def read_role(name: Any, roles: Mapping[str, str] = ROLES) -> str:
+    """ "system", "user" or "assistant" for a known name; any other name in lower case."""
     name = name.strip().lower() if isinstance(name, str) else ""
-    return ROLES.get(name, name)
+    return roles.get(name, name)
 
 
-def exchange(*turns: Any, system: Any = "") -> list[Message]:
-    """A question, its answer, the next question, ... as messages, after a system message if there is text for one."""
+def alternate(*turns: Any, system: Any = "") -> list[Message]:
+    """The turns as user and assistant messages in alternation, after a system message if there is text for one."""
     head = [Message("system", system)] if isinstance(system, str) and system.strip() else []
-    return head + [Message(("user", "assistant")[index % 2], text(turn)) for index, turn in enumerate(turns)]
+    return head + [Message(("user", "assistant")[index % 2], read_text(turn)) for index, turn in enumerate(turns)]
 
 
-def joined(*texts: Any) -> str:
-    """An instruction and what it is about, a blank line between; what is empty or no text is left out."""
+def join_texts(*texts: Any) -> str:
+    """The texts with a blank line between them; blank ones and values that are not text are left out."""
     return "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())

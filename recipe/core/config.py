@@ -43,7 +43,7 @@ class Source:
         hashed=False,
         kind="file",
     )
-    format: str = opt("", "the record layout; empty: detected for each record")
+    format: str = opt("", "the format of its records; empty: recognized for each record")
     share: float = opt(1.0, "share of the source's conversations that is used, drawn by their ids", above=0, high=1)
     weight: float = opt(
         0.0,
@@ -53,6 +53,9 @@ class Source:
     )
     fields: Mapping[str, str] = mapping("field names of your own, as { question = 'query', answer = 'response' }")
     roles: Mapping[str, str] = mapping("role names of your own, as { client = 'user' }")
+    answers: str = opt(
+        "first", "of several answers without a ranking: the first, or a conversation for each", choices=("first", "all")
+    )
     html: bool = opt(False, "every turn of pure HTML was copied from a chat page, also where it has no sign of one")
 
 
@@ -179,6 +182,11 @@ class Evaluate:
         ("Who are you?", "Explain what a GPU does in two sentences."), "answered by the base and the tuned model"
     )
     max_new_tokens: int = opt(96, "maximum answer length in tokens", low=1, high=100_000)
+    instructions: bool = opt(False, "also ask 60 prompts whose answers are judged by rules")
+    texts: tuple[str, ...] = opt((), "text files for which bits per byte are computed", hashed=False)
+    choices: tuple[str, ...] = opt(
+        (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
+    )
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
     except OSError as error:
         say(f"no {precision} copy is written ({error}): the next start reads the weights again")
     else:
-        say(f"wrote {folder}, the {precision} copy of {base}: the next start reads it instead")
+        say(f"wrote {folder}, {base} in {precision}: the next start reads it instead")
 
 
 def _write_shards(folder: Path, model: nn.Module, rest: Iterable[tuple[str, torch.Tensor]]) -> None:

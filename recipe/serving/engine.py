@@ -143,6 +143,9 @@ class Engine:
                     return
                 yield Piece(shown, tuple(ready), None, count)
             yield Piece(text.close(), tuple(waiting), finish, count)
+        except Exception:
+            past.cache = None  # a forward pass that failed leaves layers of different lengths
+            raise
         finally:
             if past.cache is not None:
                 self._past[request.model] = past

@@ -113,12 +113,12 @@ def encode_text(engine: Engine, text: str) -> list[int]:
 def generate(engine: Engine, call: Call, cancelled: Any) -> Iterator[tuple[int, Piece]]:
     """(number of the choice, piece) of every prompt in order; the prompt itself comes first where it is echoed."""
     for index, prompt in enumerate(call.prompts):
+        if cancelled.is_set():
+            return
         if prompt.echo:
             yield index, echo(engine, prompt)
         for piece in engine.stream(prompt.request, cancelled):
             yield index, piece
-        if cancelled.is_set():
-            return
 
 
 def echo(engine: Engine, prompt: Prompt) -> Piece:

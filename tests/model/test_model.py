@@ -265,13 +265,11 @@ def test_answers_are_transformers_own_greedy_ones_whatever_the_batch(tiny_base, 
     assert [generate(ours, tokenizer, [prompt], 12)[0] for prompt in prompts] == expected
 
 
-def test_an_answer_streams_what_it_returns_and_stops_at_eos(tiny_base):
+def test_an_answer_stops_at_eos(tiny_base):
     tokenizer = load_tokenizer(tiny_base)
     ours = load_base(tiny_base, "fp32", CPU)
     prompt = prompt_ids(tokenizer, "vicuna_v1.1", [Message("user", "Hello")])
-    pieces: list[str] = []
-    (text,) = generate(ours, tokenizer, [prompt], 12, on_text=pieces.append)
-    assert "".join(pieces).strip() == text
+    assert generate(ours, tokenizer, [prompt], 12) != [""]
     with torch.no_grad():  # make EOS the only thing it can say
         ours.lm_head.weight.zero_()
         ours.lm_head.weight[tokenizer.eos_token_id] = 1.0

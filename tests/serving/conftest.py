@@ -1,11 +1,6 @@
 """A tiny real run behind the engine, the server and a browser."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +10,6 @@ from recipe.model.adapter import add_adapter
 from recipe.model.load import load_base, load_tokenizer
 from recipe.serving.access import Access
 from recipe.serving.engine import Engine
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -57,30 +50,3 @@ def with_client(engine):
         asyncio.run(session())
 
     return run
-
-
-@pytest.fixture
-def start_server(tmp_path):
-    """Start `python -m recipe.serve` and return (process, address); it is stopped after the test."""
-    started = []
-
-    def start(*arguments, env=None):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "recipe.serve", "--port", "0", *map(str, arguments)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        )
-        started.append(process)
-        for line in process.stderr:
-            if line.startswith("serving"):
-                return process, line.split(" at ")[1].split(" ")[0]
-        raise AssertionError(f"the server did not start: exit {process.wait()}")
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)

@@ -121,7 +121,7 @@ def test_scores_equal_the_likelihood_module(engine):
         "labels": torch.tensor([[-100, *ids[1:]]]),
         "position_ids": torch.arange(len(ids))[None],
         "lengths": [len(ids)],
-        "shared": 0,
+        "prefix": 0,
     }
     with torch.no_grad():
         nll, count = trained_nll(engine.model, batch)
@@ -145,3 +145,18 @@ def test_what_does_not_fit_is_one_sentence(engine, tokens):
         next(engine.stream(engine.chat_request("base", HELLO, tokens + 512)))
     with pytest.raises(RecipeError, match="expected one of tuned, base"):
         next(engine.stream(Request("other", (1, 2), 4)))
+
+
+def test_a_failed_step_leaves_no_keys_and_values(engine, monkeypatch):
+    request = engine.chat_request("tuned", HELLO, 8)
+    expected = engine.answer(request)
+    layers = engine.model.get_base_model().model.layers
+
+    def fail(*arguments, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layers[1], "forward", fail)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            engine.answer(engine.chat_request("tuned", [Message("user", "Who are you?")], 8))
+    assert engine.answer(request) == expected

@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from programs import start_server
 
 from recipe.conversations.messages import Message
 from recipe.core.errors import UsageError
@@ -90,7 +95,7 @@ def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_t
         end = len(ids)
         assert len(logprobs["token_logprobs"]) == end + max_tokens == len(logprobs["top_logprobs"])
         labels = [-100] * begin + ids[begin:]
-        batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "lengths": [end], "shared": 0}
+        batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "lengths": [end], "prefix": 0}
         with torch.no_grad():
             nll, _ = trained_nll(engine.model, {**batch, "position_ids": torch.arange(end)[None]})
         assert -sum(logprobs["token_logprobs"][begin:end]) == pytest.approx(nll.item(), rel=1e-5)
@@ -233,9 +238,10 @@ def test_a_hundred_clients_are_answered_or_refused(with_client):
         assert set(statuses) == {200, 503}
         assert statuses.count(200) >= 5
         assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
-        assert server.worker.load == (0, 0)
+        while server.worker.load != (0, 0):
+            await asyncio.sleep(0.01)
 
-    with_client(check, worker=Worker(active=2, waiting=3))
+    with_client(lambda client, server: asyncio.wait_for(check(client, server), 60), worker=Worker(active=2, waiting=3))
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -296,25 +302,26 @@ def test_nothing_that_is_said_is_logged(with_client, capfd, caplog):
     assert "swordfish" not in out + err + caplog.text
 
 
-def test_the_openai_client_understands_everything(start_server, tiny_base):
+def test_the_openai_client_understands_everything(tiny_base):
     openai = pytest.importorskip("openai", reason="the openai client is not installed: it was not tried")
-    _, address = start_server("--model", tiny_base, "--precision", "fp32")
-    client = openai.OpenAI(base_url=address + "v1", api_key="none", max_retries=0)
-    assert [model.id for model in client.models.list()] == ["model"]
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    options = {"model": "model", "max_completion_tokens": 12, "temperature": 0.0}
-    whole = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=2, **options)
-    chunks = client.chat.completions.create(
-        messages=messages, stream=True, stream_options={"include_usage": True}, **options
-    )
-    chunks = list(chunks)
-    joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert joined == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
-    assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
-    text = client.completions.create(model="model", prompt="The sky", max_tokens=4, logprobs=2, echo=True)
-    assert text.choices[0].text.startswith("The sky") and text.choices[0].logprobs.token_logprobs[0] is None
-    with pytest.raises(openai.BadRequestError, match="unknown fields: logit_bias"):
-        client.chat.completions.create(messages=messages, logit_bias={}, **options)
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="gpt-4", messages=messages)
+    with start_server() as start:
+        _, address = start("--model", tiny_base, "--precision", "fp32")
+        client = openai.OpenAI(base_url=address + "v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["model"]
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        options = {"model": "model", "max_completion_tokens": 12, "temperature": 0.0}
+        whole = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=2, **options)
+        chunks = client.chat.completions.create(
+            messages=messages, stream=True, stream_options={"include_usage": True}, **options
+        )
+        chunks = list(chunks)
+        joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert joined == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+        text = client.completions.create(model="model", prompt="The sky", max_tokens=4, logprobs=2, echo=True)
+        assert text.choices[0].text.startswith("The sky") and text.choices[0].logprobs.token_logprobs[0] is None
+        with pytest.raises(openai.BadRequestError, match="unknown fields: logit_bias"):
+            client.chat.completions.create(messages=messages, logit_bias={}, **options)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-4", messages=messages)

@@ -17,6 +17,12 @@ class Drop(StrEnum):
     NOT_JSON = "broken JSON"
     NOT_UTF8 = "bytes that are not UTF-8"
     UNKNOWN_FORMAT = "a record in no known format"
+    AMBIGUOUS = "a record with two possible readings"
+    TOO_LARGE = "a record over 64 MB"
+    TOO_DEEP = "a record nested more than 200 levels deep"
+    WRONG_CELLS = "a table row with another number of cells than the header"
+    MARKED_BAD = "marked in the source as not for training"
+    MEDIA = "a record with images, audio or video"
     EMPTY = "a conversation without turns"
     NO_PAIR = "no question with an answer is left"
     DUPLICATE = "the same text as an earlier conversation"
@@ -44,7 +50,7 @@ class Drop(StrEnum):
     IN_DROPPED = "in a conversation dropped as a whole"
     UNTRAINED_PAIR = "a question with an answer marked as not trained, in a sample without a trained answer"
     LATER_ROUND = "after the rounds that are kept"
-    PASSED_OVER = "an answer or branch to which another was preferred"
+    PASSED_OVER = "a further answer or branch of a record"
 
 
 class Change(StrEnum):

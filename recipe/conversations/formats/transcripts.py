@@ -1,52 +1,66 @@
-"""Layouts whose turns stand in one text, told apart by labels: hh-rlhf, Baize, MOSS, BELLE's multi-turn set."""
+"""Formats that keep all turns in one text with labels: hh-rlhf, Baize, MOSS, BELLE's multi-turn set, Guanaco, OIG."""
 
 import re
 from collections.abc import Iterator
 
-from recipe.conversations.formats.records import Layout, Record
-from recipe.conversations.messages import Dialogue, Message, text
+from recipe.conversations.formats.base import Format, Record, keys
+from recipe.conversations.messages import Dialogue, Message, read_text
 
 _HH = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 _BAIZE = re.compile(r"\[\|(Human|AI)\|\][ ]?")
 _BELLE = re.compile(r"(?:\A|\n)(Human|Assistant)[:：][ ]?")
 _MOSS = re.compile(r"\[(Human|MOSS)\]: ?|<\|(Human|MOSS)\|>: ?")
 _MOSS_END = re.compile(r"\s*<eo[a-z]>\s*\Z")
+_GUANACO = re.compile(r"###[ ]?(Human|Assistant):[ ]?")
+_OIG = re.compile(r"(?:\A|\n)<(human|bot)>:[ ]?")
+_TEXT_LABELS = (_GUANACO, _OIG)
 
 
 def cut(transcript: str, label: re.Pattern[str]) -> list[Message]:
-    """The turns between a transcript's labels, Human's being the user's; what stands before the first is no turn."""
+    """The turns between a transcript's labels; a text before the first label is left out."""
     parts = label.split(transcript)
     groups = label.groups
     turns = []
     for at in range(1, len(parts), groups + 1):
         speaker = next(name for name in parts[at : at + groups] if name)
-        turns.append(Message("user" if speaker == "Human" else "assistant", parts[at + groups].strip()))
+        role = "user" if speaker.lower() == "human" else "assistant"
+        turns.append(Message(role, parts[at + groups].strip()))
     return turns
 
 
-def hh_rlhf(record: Record) -> Iterator[Dialogue]:
-    """The chosen transcript; of the rejected one only its last answer differs."""
+def cut_hh(prompt: str) -> list[Message]:
+    """The turns of a prompt in hh-rlhf's form, which ends with an empty label of the assistant; [] for other text."""
+    turns = cut(prompt, _HH) if _HH.match(prompt) else []
+    return turns[:-1] if turns and turns[-1] == Message("assistant", "") else turns
+
+
+def read_hh(record: Record) -> Iterator[Dialogue]:
+    """The chosen transcript; the rejected one differs in its last answer only."""
     yield Dialogue(cut(record["chosen"], _HH), passed_over=int(isinstance(record.get("rejected"), str)))
 
 
-def baize(record: Record) -> Iterator[Dialogue]:
-    """A transcript ends with an empty label of the human's, which is no turn."""
+def is_hh(record: Record) -> bool:
+    return isinstance(record.get("chosen"), str) and "Human:" in record["chosen"] and bool(_HH.search(record["chosen"]))
+
+
+def read_baize(record: Record) -> Iterator[Dialogue]:
+    """A transcript ends with an empty label of the human, which is not a turn."""
     turns = cut(record["input"], _BAIZE)
     if turns and turns[-1] == Message("user", ""):
         turns.pop()
     yield Dialogue(turns)
 
 
-def belle(record: Record) -> Iterator[Dialogue]:
-    """Earlier turns stand in the instruction, which ends where the assistant is to go on."""
+def read_belle(record: Record) -> Iterator[Dialogue]:
+    """Earlier turns are in the instruction, which ends with the label of the answer."""
     turns = cut(record["instruction"], _BELLE)
     if turns[-1] == Message("assistant", ""):
         turns.pop()
-    yield Dialogue([*turns, Message("assistant", text(record["output"]))])
+    yield Dialogue([*turns, Message("assistant", read_text(record["output"]))])
 
 
 def is_belle(record: Record) -> bool:
-    """Where the instruction begins as a transcript and asks the assistant to go on; otherwise it is Alpaca's layout."""
+    """Whether the instruction begins and ends as a transcript; otherwise it is Alpaca's format."""
     instruction, answer = record.get("instruction"), record.get("output")
     if not (isinstance(instruction, str) and isinstance(answer, str)):
         return False
@@ -55,19 +69,19 @@ def is_belle(record: Record) -> bool:
     )
 
 
-def moss(record: Record) -> Iterator[Dialogue]:
+def read_moss(record: Record) -> Iterator[Dialogue]:
     """MOSS 003 keeps its turns in fields, with labels inside; 002 keeps them all in one text.
 
-    Inner thoughts, commands and tool results are not shown to a user and are no turns.
+    Inner thoughts, commands and tool results are not shown to a user and are not turns.
     """
     if isinstance(record.get("chat"), dict):
         numbered = sorted(record["chat"].items(), key=lambda turn: (len(turn[0]), turn[0]))
         sides = [turn.get(side, "") for _, turn in numbered if isinstance(turn, dict) for side in ("Human", "MOSS")]
-        transcript = "".join(map(text, sides))
+        transcript = "".join(map(read_text, sides))
     else:
         transcript = record["plain_text"]
     turns = [Message(turn.role, _MOSS_END.sub("", turn.content)) for turn in cut(transcript, _MOSS)]
-    system = text(record.get("meta_instruction")).strip()
+    system = read_text(record.get("meta_instruction")).strip()
     yield Dialogue([Message("system", system), *turns] if system else turns)
 
 
@@ -76,17 +90,59 @@ def is_moss(record: Record) -> bool:
     return (isinstance(chat, dict) and "turn_1" in chat) or (isinstance(plain, str) and _MOSS.search(plain) is not None)
 
 
+def read_labels(record: Record) -> Iterator[Dialogue]:
+    """`text` with Guanaco's or OIG's labels. A text before the first label is the system message."""
+    label = _find_label(record["text"])
+    assert label is not None
+    turns = cut(record["text"], label)
+    preamble = record["text"][: label.search(record["text"]).start()].strip()  # type: ignore[union-attr]  # it matches
+    yield Dialogue([Message("system", preamble), *turns] if preamble else turns)
+
+
+def _find_label(text: str) -> re.Pattern[str] | None:
+    """The labels of which one asks and a later one answers."""
+    for label in _TEXT_LABELS:
+        found = label.search(text)
+        if found and found[1].lower() == "human" and len({name.lower() for name in label.findall(text)}) == 2:
+            return label
+    return None
+
+
 TRANSCRIPTS = {
-    "hh-rlhf": Layout(
+    "hh-rlhf": Format(
         '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
-        lambda record: isinstance(record.get("chosen"), str) and _HH.search(record["chosen"]) is not None,
-        hh_rlhf,
+        keys("chosen"),
+        is_hh,
+        read_hh,
+        specific=True,
     ),
-    "baize": Layout(
+    "baize": Format(
         '{"topic": "...", "input": "...[|Human|] ...[|AI|] ..."}',
+        keys("input"),
         lambda record: isinstance(record.get("input"), str) and _BAIZE.search(record["input"]) is not None,
-        baize,
+        read_baize,
+        specific=True,
     ),
-    "belle": Layout('{"instruction": "Human: ...\\nAssistant:", "output": "..."}', is_belle, belle),
-    "moss": Layout('{"chat": {"turn_1": {"Human": "<|Human|>: ...", "MOSS": "..."}}}', is_moss, moss),
+    "belle": Format(
+        '{"instruction": "Human: ...\\nAssistant:", "output": "..."}',
+        keys("instruction output"),
+        is_belle,
+        read_belle,
+        specific=True,
+    ),
+    "moss": Format(
+        '{"chat": {"turn_1": {"Human": "<|Human|>: ...", "MOSS": "..."}}}',
+        keys("chat", "plain_text"),
+        is_moss,
+        read_moss,
+        specific=True,
+    ),
+}
+LABELLED = {
+    "labelled-text": Format(
+        '{"text": "### Human: ...### Assistant: ..."}',
+        keys("text"),
+        lambda record: isinstance(record.get("text"), str) and _find_label(record["text"]) is not None,
+        read_labels,
+    )
 }

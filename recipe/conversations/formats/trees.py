@@ -1,28 +1,34 @@
-"""Open Assistant's message trees: every message has ranked replies, so one record holds many conversations."""
+"""Trees of messages: Open Assistant's ranked replies, as trees or one message a record, and ChatGPT's own export."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from recipe.conversations.formats.records import Layout, Record
-from recipe.conversations.messages import Dialogue, Message, role, text
+from recipe.conversations.cleaning.accounting import Drop
+from recipe.conversations.formats.base import Format, Record, RefusedError, are_strings, keys
+from recipe.conversations.messages import Dialogue, Message, read_role, read_text
+from recipe.conversations.readers.json_stream import Record as RawRecord
+from recipe.conversations.readers.json_stream import Rejected
+
+_HIDDEN = ("thoughts", "reasoning_recap", "user_editable_context", "model_editable_context")  # never shown as a turn
+_IMAGE = "image_asset_pointer"
 
 
-def best_path(record: Record) -> Iterator[Dialogue]:
+def read_best_path(record: Record) -> Iterator[Dialogue]:
     """From the root along the best-ranked replies; every other message is passed over."""
     path, node = [], record["prompt"]
     while node is not None:
-        path.append(_message(node))
-        node = min(_replies(node), key=_rank, default=None)
+        path.append(_read_node(node))
+        node = min(_find_replies(node), key=_rank, default=None)
     yield Dialogue(path, passed_over=_count(record["prompt"]) - len(path))
 
 
-def all_paths(record: Record) -> Iterator[Dialogue]:
-    """Every way from the root to a leaf, best-ranked first."""
+def read_all_paths(record: Record) -> Iterator[Dialogue]:
+    """Every path from the root to a leaf, best-ranked first."""
     open_paths: list[tuple[Any, tuple[Message, ...]]] = [(record["prompt"], ())]
     while open_paths:
         node, before = open_paths.pop()
-        path = (*before, _message(node))
-        replies = sorted(_replies(node), key=_rank, reverse=True)
+        path = (*before, _read_node(node))
+        replies = sorted(_find_replies(node), key=_rank, reverse=True)
         open_paths += [(reply, path) for reply in replies]
         if not replies:
             yield Dialogue(list(path))
@@ -33,17 +39,17 @@ def is_tree(record: Record) -> bool:
     return isinstance(prompt, dict) and "text" in prompt and "role" in prompt
 
 
-def _message(node: Record) -> Message:
-    return Message(role(node.get("role")), text(node.get("text")))
+def _read_node(node: Record) -> Message:
+    return Message(read_role(node.get("role")), read_text(node.get("text")))
 
 
-def _replies(node: Record) -> list[Record]:
+def _find_replies(node: Record) -> list[Record]:
     replies = node.get("replies")
     return [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
 
 
 def _rank(node: Record) -> float:
-    """0 is the best; messages that nobody ranked come last, in the file's order."""
+    """0 is the best; messages without a rank come last, in the file's order."""
     rank = node.get("rank")
     return rank if isinstance(rank, (int, float)) else float("inf")
 
@@ -53,9 +59,117 @@ def _count(root: Record) -> int:
     while open_nodes:
         node = open_nodes.pop()
         count += 1
-        open_nodes += _replies(node)
+        open_nodes += _find_replies(node)
     return count
 
 
+def is_flat_message(value: Any) -> bool:
+    """Whether `value` is one message of Open Assistant's flat files, which names its parent."""
+    return (
+        isinstance(value, dict)
+        and "parent_id" in value
+        and "replies" not in value
+        and are_strings(value, "message_id", "message_tree_id", "text", "role")
+    )
+
+
+def group_messages(records: Iterable[RawRecord | Rejected], source: str) -> Iterator[RawRecord | Rejected]:
+    """Flat messages as trees, other records as they are.
+
+    The messages of a tree follow each other in the published files, so one tree is in memory at a time.
+    """
+    group: list[RawRecord] = []
+    for record in records:
+        is_flat = isinstance(record, RawRecord) and is_flat_message(record.value)
+        if group and (not is_flat or record.value["message_tree_id"] != group[0].value["message_tree_id"]):  # type: ignore[union-attr]
+            yield from _build_tree(group, source)
+            group = []
+        if is_flat:
+            group.append(record)  # type: ignore[arg-type]
+        else:
+            yield record
+    yield from _build_tree(group, source)
+
+
+def _build_tree(group: list[RawRecord], source: str) -> Iterator[RawRecord | Rejected]:
+    nodes = {record.value["message_id"]: record.value | {"replies": []} for record in group}
+    root = None
+    for record in group:
+        node, parent = nodes[record.value["message_id"]], record.value["parent_id"]
+        if parent in nodes and nodes[parent] is not node:
+            nodes[parent]["replies"].append(node)
+        elif not parent and root is None:
+            root = node
+        else:
+            detail = f"a message of a tree without its parent {str(parent)[:40]!r} beside it"
+            yield Rejected(source, record.offset, Drop.UNKNOWN_FORMAT, detail, record.value["text"][:1000], record.size)
+    if root is not None:
+        tree = {"message_tree_id": root["message_tree_id"], "prompt": root}
+        yield RawRecord(group[0].offset, tree, sum(record.size for record in group))
+
+
+def read_chatgpt(record: Record) -> Iterator[Dialogue]:
+    """The branch that ends at `current_node` (without one: at the last node); messages of others are passed over."""
+    mapping = record["mapping"]
+    node_id = record.get("current_node")
+    branch: list[Record] = []
+    seen: set[Any] = set()
+    node_id = node_id if isinstance(node_id, str) and node_id in mapping else next(reversed(mapping), None)
+    while isinstance(node_id, str) and node_id not in seen and isinstance(node := mapping.get(node_id), dict):
+        seen.add(node_id)
+        branch.append(node)
+        node_id = node.get("parent")
+    messages = [message for node in reversed(branch) if (message := _read_export(node))]
+    others = [node for name, node in mapping.items() if name not in seen]
+    yield Dialogue(messages, passed_over=sum(_is_shown(node) for node in others))
+
+
+def _is_shown(node: Any) -> bool:
+    """Whether an export's node holds a turn with text that a person saw."""
+    message = node.get("message") if isinstance(node, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return (
+        isinstance(content, dict)
+        and content.get("content_type") not in _HIDDEN
+        and any(part if isinstance(part, str) else part is not None for part in _read_parts(content))
+    )
+
+
+def _read_parts(content: Record) -> list[Any]:
+    parts = content.get("parts")
+    return parts if isinstance(parts, list) else [content.get("text")]
+
+
+def _read_export(node: Record) -> Message | None:
+    """The node's turn, None where the page showed none. A call of a tool is an answer, its result a user turn."""
+    if not _is_shown(node):
+        return None
+    message = node["message"]
+    parts = _read_parts(message["content"])
+    if any(isinstance(part, dict) for part in parts):
+        raise RefusedError(Drop.MEDIA, "a turn with an image, a recording or a file")
+    author = message.get("author")
+    role = read_role(author.get("role") if isinstance(author, dict) else None)
+    text = "\n".join(part for part in parts if isinstance(part, str))
+    return Message("user" if role == "tool" else role, text)
+
+
+def is_chatgpt(record: Record) -> bool:
+    mapping = record.get("mapping")
+    return isinstance(mapping, dict) and any(
+        isinstance(node, dict) and "message" in node and "parent" in node for node in mapping.values()
+    )
+
+
 _SHAPE = '{"prompt": {"text": "...", "role": "prompter", "replies": [{...}]}}'
-TREES = {"oasst": Layout(_SHAPE, is_tree, best_path), "oasst-all": Layout(_SHAPE, is_tree, all_paths)}
+TREES = {
+    "oasst": Format(_SHAPE, keys("prompt"), is_tree, read_best_path, specific=True),
+    "oasst-all": Format(_SHAPE, keys("prompt"), is_tree, read_all_paths, specific=True),
+    "chatgpt": Format(
+        '{"title": "...", "mapping": {"...": {"message": {...}, "parent": "..."}}, "current_node": "..."}',
+        keys("mapping"),
+        is_chatgpt,
+        read_chatgpt,
+        specific=True,
+    ),
+}

@@ -200,12 +200,14 @@ def _finish(shard: Shard) -> int:
 
 
 def _conversations(shard: Shard) -> Iterator[Conversation | Rejected]:
-    layout = shard.source.layout
+    source, format = shard.source, shard.source.format
     for number, record in enumerate(shard.records, start=shard.first):
         if isinstance(record, Conversation):
             yield record
         else:
-            yield from detect.conversations(record, number, shard.source.name, layout)
+            yield from detect.conversations(
+                record, number, source.name, format, source.settings.answers, source.settings.roles
+            )
 
 
 def _lines(prepared: Prepared) -> Iterator[bytes]:

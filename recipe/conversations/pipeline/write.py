@@ -42,7 +42,7 @@ REMEDIES = {
     Drop.CONTAMINATED: "change corpus.decontaminate",
     Drop.SAMPLED_OUT: "raise the share of the source",
     Drop.UNTRAINED: "give sources with answers that are not marked as untrained",
-    Drop.UNKNOWN_FORMAT: "name the record layout as format in the [[corpus.source]] table",
+    Drop.UNKNOWN_FORMAT: "name its format or its fields in the [[corpus.source]] table; --inspect shows the file",
 }
 
 

@@ -66,8 +66,8 @@ def counters(tokenizer) -> TokenCounter:
 def test_real_conversations_have_as_many_tokens_as_their_encoding(assets, llama2_tokenizer, name: str) -> None:
     counter = counters(llama2_tokenizer)
     compared = 0
-    for item in list(detect.read(assets / "conversations" / name))[:150]:
-        assert isinstance(item, Conversation)
+    read = [item for item in detect.read(assets / "conversations" / name) if isinstance(item, Conversation)]
+    for item in read[:150]:
         turns = [message for message in item.messages if message.role != "system"]
         if [turn.role for turn in turns[:2]] == ["user", "assistant"]:
             pieces = render("vicuna_v1.1", turns[:2])

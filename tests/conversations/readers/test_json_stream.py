@@ -73,7 +73,7 @@ def test_of_a_damaged_packed_file_what_comes_before_is_kept(file: Path, keep: fl
     assert len(whole) >= least
     assert isinstance(last, Rejected)
     assert last.reason is Drop.CUT_OFF
-    assert "the packed file is damaged" in last.detail
+    assert "the compressed file is damaged" in last.detail
 
 
 def test_a_number_cut_by_a_border_is_read_whole(file: Path) -> None:

@@ -1,17 +1,21 @@
-"""A headless Chromium, driven over its DevTools protocol with aiohttp: no further package is needed."""
+"""Programs beside the tests: the server as a process, and a headless Chromium driven over its DevTools protocol."""
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -96,3 +100,32 @@ async def open_tab(address: str, folder: Path):
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def start_server():
+    """Yields a function that starts `python -m recipe.serve` and returns (process, address); all end with the block."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recipe.serve", "--port", "0", *map(str, arguments)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("serving"):
+                return process, line.split(" at ")[1].split(" ")[0]
+        raise AssertionError(f"the server did not start: exit {process.wait()}, {''.join(lines)}")
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)

@@ -1,0 +1,82 @@
+"""Tool calls as text: the tools are described in the system message, a call is an answer, its result a user turn."""
+
+import json
+from typing import Any
+
+from recipe.conversations.formats.base import Record
+from recipe.conversations.messages import Message, join_texts, read_text
+
+CALL_ROLES = ("function_call", "function-call", "tool_call", "tool_calls")
+RESULT_ROLES = ("observation", "tool", "function", "function_response", "function-response", "tool_response")
+TOOL_ROLES = {**dict.fromkeys(CALL_ROLES, "assistant"), **dict.fromkeys(RESULT_ROLES, "user")}
+_INTRODUCTION = "You can call these tools, with JSON as your whole answer:\n"
+
+
+def describe(tools: Any) -> str:
+    """The text that tells the model of its tools: `tools` is a list of descriptions, or that as JSON; "" for none."""
+    text = read_text(tools) if isinstance(tools, str) else ""
+    if isinstance(tools, list) and tools:
+        text = _dump([_unwrap(tool) for tool in tools])
+    return _INTRODUCTION + text if _holds_tools(text) else ""
+
+
+def _holds_tools(text: str) -> bool:
+    try:
+        return bool(json.loads(text))
+    except (ValueError, RecursionError):
+        return bool(text.strip())
+
+
+def read_calls(turn: Record) -> str:
+    """OpenAI's `tool_calls` (or the older `function_call`) as JSON: one call as an object, several as a list."""
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    calls = [_read_call(call) for call in (calls if isinstance(calls, list) else [calls])]
+    calls = [call for call in calls if call]
+    return _dump(calls[0] if len(calls) == 1 else calls) if calls else ""
+
+
+def read_call_with_result(turn: Record) -> list[Message]:
+    """ChatGLM3's tool turn, which holds a call and its result."""
+    call = {"name": turn.get("name"), "arguments": turn.get("parameters")}
+    return [Message("assistant", _dump(call)), Message("user", _read_result(turn.get("observation")))]
+
+
+def _read_result(result: Any) -> str:
+    return result if isinstance(result, str) else _dump(result)
+
+
+def _read_call(call: Any) -> Record | None:
+    function = _unwrap(call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    return {"name": function["name"], "arguments": _read_arguments(function.get("arguments"))}
+
+
+def _unwrap(tool: Any) -> Any:
+    """OpenAI wraps a function as {"type": "function", "function": {...}}."""
+    return tool["function"] if isinstance(tool, dict) and isinstance(tool.get("function"), dict) else tool
+
+
+def _read_arguments(arguments: Any) -> Any:
+    """OpenAI gives a call's arguments as JSON text."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def with_tools(messages: list[Message], system: str, tools: Any) -> list[Message]:
+    """The messages with tool roles renamed, and one system message: `system`, their own, the tools' description."""
+    messages = [Message(TOOL_ROLES.get(item.role, item.role), item.content, item.trained) for item in messages]
+    opening = [system]
+    if messages and messages[0].role == "system":
+        own = messages.pop(0).content
+        opening += [own] if own != system else []
+    text = join_texts(*opening, describe(tools))
+    return [Message("system", text), *messages] if text else messages
