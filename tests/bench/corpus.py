@@ -75,7 +75,8 @@ def make_base(model: Path, folder: Path) -> None:
 
 def ours(raw: Path, base: Path, output: Path) -> dict[str, float]:
     """Measure the corpus stage, run as a command."""
-    command = [sys.executable, "-m", "recipe.corpus", "--source", str(raw), "--tokenizer", str(base), "--output"]
+    source = f"corpus.source=[{{path={json.dumps(str(raw))}, html=true}}]"  # ShareGPT holds the HTML of chat pages
+    command = [sys.executable, "-m", "recipe.corpus", "--set", source, "--tokenizer", str(base), "--output"]
     return measure([*command, str(output)], dict(os.environ))
 
 

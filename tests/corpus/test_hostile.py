@@ -63,12 +63,10 @@ def test_a_pipe_or_device_is_refused_before_it_is_opened(command, tmp_path, caps
         assert "is not a regular file" in capsys.readouterr().err
 
 
-def test_a_file_name_that_is_not_utf8_is_counted_under_a_readable_one(command, tmp_path) -> None:
-    source = tmp_path / os.fsdecode(b"raw\xff.json")
-    write(source, [("human", "q"), ("gpt", "a")])
-    assert command("--source", source, "--set", "corpus.duplicates=keep") == 0
-    assert list(read_manifest(tmp_path / "out")["results"]["sources"]) == ["raw\ufffd.json"]
-    assert {line["source"] for line in samples(tmp_path / "out", "train")} == {"raw\ufffd.json"}
+def test_a_file_name_that_is_not_utf8_is_one_sentence(command, tmp_path, capsys) -> None:
+    source = write(tmp_path / os.fsdecode(b"raw\xff.json"), [("human", "q"), ("gpt", "a")])
+    assert command("--source", source) == 2
+    assert "expected text in UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: data + b" "])

@@ -13,6 +13,7 @@ import pytest
 from recipe import corpus
 from recipe.conversations import identity
 from recipe.conversations.messages import Message
+from recipe.conversations.pipeline.write import split_boundary
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
 from recipe.core.cli import INTERRUPTED
@@ -56,7 +57,7 @@ def test_the_hold_out_does_not_depend_on_the_order(command, source, tmp_path) ->
     assert {line["id"] for line in samples(tmp_path / "out", "val")} == before != set()
 
 
-@pytest.mark.parametrize("share", [0.001, 0.999])
+@pytest.mark.parametrize("share", [0.001, 0.9])
 def test_neither_part_of_a_small_corpus_is_empty(command, tmp_path, share: float) -> None:
     raw = tmp_path / "raw.json"
     raw.write_text(json.dumps([sharegpt(1, pairs=9), sharegpt(2, pairs=9)]))
@@ -68,6 +69,22 @@ def test_neither_part_of_a_small_corpus_is_empty(command, tmp_path, share: float
     results = read_manifest(tmp_path / "out")["results"]
     assert results["samples"] == {part: len(samples(tmp_path / "out", part)) for part in ("train", "val")}
     assert all(results["tokens"].values())
+
+
+@pytest.mark.parametrize(
+    ("positions", "fraction", "validation"),
+    [
+        ([0.5, 0.1, 0.3, 0.1], 0.2, {0.1}),
+        ([0.5, 0.1, 0.3, 0.1], 0.9, {0.1, 0.3}),  # else nothing is left to train on
+        ([0.5, 0.1, 0.3, 0.1], 0.01, {0.1}),  # else nothing validates
+        ([0.5, 0.1, 0.3, 0.1], 0.0, set()),
+        ([0.1, 0.1], 0.9, set()),
+        ([0.4], 0.01, set()),
+    ],
+)
+def test_the_split_leaves_no_side_empty(positions: list[float], fraction: float, validation: set[float]) -> None:
+    boundary = split_boundary(positions, fraction)
+    assert {position for position in positions if position < boundary} == validation
 
 
 @pytest.mark.parametrize(("share", "held_out"), [(0.9, 0), (0.0, 0)])
@@ -164,7 +181,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     said = process.communicate(timeout=60)[1]  # when the last process has ended, too
     assert process.returncode == code, said
     assert "Traceback" not in said
-    assert ("the same command goes on" in said) == (sent == signal.SIGINT)
+    assert ("run the same command again to resume" in said) == (sent == signal.SIGINT)
     assert not out.exists()
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.shards/*/*.index")}
     assert len(finished) >= 3

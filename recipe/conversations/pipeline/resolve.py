@@ -1,6 +1,5 @@
 """What a config's [corpus] asks for, checked and resolved once: the sources by name, and every input file."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from recipe.core.files import file_size, list_files
 from recipe.core.text import printable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -65,47 +63,22 @@ class Plan:
 def resolve(config: Config) -> Plan:
     """The plan of a corpus. Reads no conversation. Raises UsageError for settings that cannot be carried out."""
     corpus = config.corpus
-    if not _is_utf8(configs.required(config, "corpus.path", "--output DIR")):
-        raise UsageError(f"the corpus path {printable(corpus.path)} is not UTF-8: name another folder")
+    configs.required(config, "corpus.path", "--output DIR")
     base = Path(configs.required(config, "base.path", "--tokenizer DIR"))
     if not corpus.identity_name:
         configs.required(config, "corpus.source", "--source FILE")
     elif not corpus.identity_organisation:
         raise UsageError("corpus.identity_name is set and identity_organisation is empty: set the model's maker too")
     templates.get(corpus.template)
-    _check_numbers(corpus)
+    if corpus.repeated_digits == 1:
+        raise UsageError("corpus.repeated_digits is 1: expected 0 (off), or 2 or more")
     _check_files(corpus, base)
     Filters(corpus)
     sources = _name_sources(corpus.source)
-    inputs = {f"source {number}: {source.name.split('/')[-1]}": source.path for number, source in enumerate(sources)}
+    inputs = {f"source {number}: {source.path.name}": source.path for number, source in enumerate(sources)}
     inputs |= {f"prompts {number}": Path(path) for number, path in enumerate(corpus.decontaminate)}
     inputs |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
     return Plan(corpus, base, sources, inputs)
-
-
-def _is_utf8(path: str) -> bool:
-    """Whether the bytes of a path are UTF-8; Python marks those that are not."""
-    return os.fsencode(path) == path.encode("utf-8", "replace")
-
-
-def _check_numbers(corpus: Corpus) -> None:
-    if not 0 <= corpus.val_fraction < 1:
-        raise UsageError(f"corpus.val_fraction is {corpus.val_fraction}: expected a share from 0 to below 1")
-    if not 0 < corpus.near_threshold <= 1:
-        raise UsageError(f"corpus.near_threshold is {corpus.near_threshold}: expected a similarity above 0, at most 1")
-    least = {"identity_repeat": 1, "rounds": 0, "processes": 0, "max_length": 1}
-    for name, smallest in least.items():
-        if getattr(corpus, name) < smallest:
-            raise UsageError(f"corpus.{name} is {getattr(corpus, name)}: expected {smallest} or more")
-    if corpus.repeated_digits and corpus.repeated_digits < 2:
-        raise UsageError(f"corpus.repeated_digits is {corpus.repeated_digits}: expected 0 (off), or 2 or more")
-    for source in corpus.source:
-        if not 0 < source.share <= 1:
-            raise UsageError(f"the share of {source.path} is {source.share}: expected a number above 0, at most 1")
-        if not 0 <= source.weight <= MOST_WEIGHT:
-            raise UsageError(
-                f"the weight of {source.path} is {source.weight}: expected a number from 0 to {MOST_WEIGHT:g}"
-            )
 
 
 def _check_files(corpus: Corpus, base: Path) -> None:
@@ -129,7 +102,6 @@ def _name_sources(sources: Sequence[Source]) -> tuple[RawSource, ...]:
     paths = [Path(source.path) for source in sources]
     count = Counter(path.name for path in paths)
     names = [path.name if count[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
-    names = [os.fsencode(name).decode("utf-8", "replace") for name in names]  # a file's name is any bytes
     if len({*names, identity.SOURCE}) < len(names) + 1:
         raise UsageError(
             f"two sources have the same name: {', '.join(names)}; list each file once, by a name of its own"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipe.conversations.cleaning.accounting import Drop
-from recipe.conversations.formats.detect import read
+from recipe.conversations.formats.detect import find_nearest, read
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.core.errors import RecipeError
@@ -141,6 +141,19 @@ def test_an_unknown_format_names_the_nearest_ones(tmp_path: Path, count: int) ->
         read_json(tmp_path / "a.json", [{"prompt": "x", "reply": "y"}] * count)
     assert "prompt-response" in str(error.value)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"customer_query": "q", "agent_response": "a"}, "query-response"),
+        ({"instruction": "q", "result": "a"}, "alpaca"),
+        ({"x": 1}, "messages"),
+        ({}, "sharegpt"),
+    ],
+)
+def test_the_nearest_formats_share_keys_or_words_of_them(record: dict, expected: str) -> None:
+    assert expected in find_nearest(record)
 
 
 def test_one_object_from_names_to_records_is_read_as_records(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_packs_are_those_of_training(values: list[int], shared: int) -> None:
 
 @pytest.mark.parametrize("systems", [[None], ["Be brief."], [None, "Be brief."], ["Be brief, please.", "Be brief."]])
 def test_the_common_prefix_is_that_of_training(byte_level_tokenizer, tmp_path, systems) -> None:
-    from recipe.training.dataset import encode_file, shared_start
+    from recipe.training.dataset import common_prefix, encode_file
 
     file = tmp_path / "train.jsonl"
     with open(file, "w") as out:
@@ -73,7 +73,7 @@ def test_the_common_prefix_is_that_of_training(byte_level_tokenizer, tmp_path, s
             messages = [{"role": turn.role, "content": turn.content} for turn in turns]
             out.write(json.dumps({"id": str(number), "source": "a", "messages": messages}) + "\n")
     found = stats.common_prefix(file, "vicuna_v1.1", byte_level_tokenizer)
-    assert found == shared_start(encode_file(file, byte_level_tokenizer, "vicuna_v1.1"))
+    assert found == common_prefix(encode_file(file, byte_level_tokenizer, "vicuna_v1.1"))
     assert (found > 0) == (len(systems) == 1 or systems[0] is not None)
 
 
