@@ -70,15 +70,11 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     import torch
 
     from recipe.training.callbacks import SaveAndStop
-    from recipe.training.resume import check_packs, newest_checkpoint, remove_partial, report_threads
+    from recipe.training.resume import find_checkpoint
     from recipe.training.trainer import build_trainer
 
     data, validation = load_data(config)
-    remove_partial(opened.checkpoints)
-    checkpoint = newest_checkpoint(opened.checkpoints)
-    if checkpoint:
-        check_packs(checkpoint, data.packs)
-        report_threads(checkpoint, torch.get_num_threads())
+    checkpoint = find_checkpoint(opened.checkpoints, data.packs, torch.get_num_threads())
     model = load_model(config, opened, copy, device)
     trainer = build_trainer(model, config.train, opened, data, validation, cuda=device.type == "cuda")
     trainer.add_callback(SaveAndStop(stop))

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from recipe.conversations.messages import Message
+from recipe.conversations.templates import Piece, render
 from recipe.core.errors import RecipeError
 
 
@@ -24,3 +26,8 @@ def read_samples(file: Path) -> Iterator[list[Message]]:
                     f"{file}, line {number}: not a sample ({type(error).__name__}), expected a JSON object with "
                     "messages; run `python -m recipe.corpus` again"
                 ) from None
+
+
+def render_sample(template: str, sample: dict[str, Any]) -> list[Piece]:
+    """A line of a prepared file as the pieces that are trained on."""
+    return render(template, [Message(**message) for message in sample["messages"]])

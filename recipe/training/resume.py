@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import digest
-from recipe.core.manifest import check_intact, read_manifest
+from recipe.core.manifest import check_intact
 from recipe.core.text import say
 
 STAGE = "checkpoint"
@@ -19,16 +21,30 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`. A damaged one is reported and renamed, never removed."""
+def find_checkpoint(folder: Path, packs: list[list[int]], threads: int) -> Path | None:
+    """The checkpoint to resume from, None if there is none; `packs` and `threads` are those of this process.
+
+    Raises RecipeError if the checkpoint was made with other packs.
+    """
+    remove_partial(folder)
+    if not (newest := newest_checkpoint(folder)):
+        return None
+    path, manifest = newest
+    check_packs(path, manifest, packs)
+    report_threads(path, manifest, threads)
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its manifest. A damaged one is reported and renamed, never removed."""
     for path in list_checkpoints(folder):
         try:
-            check_intact(path)
+            manifest = check_intact(path)
         except (RecipeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             aside = set_aside(path)
             say(f"{path.name} is damaged or incomplete and was renamed to {aside.name}: {error}")
         else:
-            return path
+            return path, manifest
     return None
 
 
@@ -58,9 +74,9 @@ def hash_packs(packs: list[list[int]]) -> dict[str, str]:
     return {"packs": digest(packs)}
 
 
-def check_packs(checkpoint: Path, packs: list[list[int]]) -> None:
+def check_packs(checkpoint: Path, manifest: Mapping[str, Any], packs: list[list[int]]) -> None:
     """Raises RecipeError if the checkpoint was made with other packs: a run resumes by skipping packs."""
-    if read_manifest(checkpoint)["inputs"] != hash_packs(packs):
+    if manifest["inputs"] != hash_packs(packs):
         raise RecipeError(
             f"{checkpoint} was made with other packs than this version of the recipe makes, so a resumed run would "
             "train on some conversations twice and on others never: resume with the version that began the run, or "
@@ -68,9 +84,9 @@ def check_packs(checkpoint: Path, packs: list[list[int]]) -> None:
         )
 
 
-def report_threads(checkpoint: Path, threads: int) -> None:
+def report_threads(checkpoint: Path, manifest: Mapping[str, Any], threads: int) -> None:
     """Say that the checkpoint was written with another number of CPU threads, if it was."""
-    earlier = read_manifest(checkpoint).get("results", {}).get("threads")
+    earlier = manifest.get("results", {}).get("threads")
     if earlier != threads:
         say(
             f"{checkpoint.name} was written with {earlier} CPU threads and this process uses {threads}: sums are "

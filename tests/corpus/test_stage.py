@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe import corpus
 from recipe.conversations import identity
 from recipe.conversations.messages import Message
+from recipe.conversations.pipeline.build import load_tokenizer
 from recipe.conversations.pipeline.write import split_boundary
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
@@ -225,7 +225,7 @@ def test_the_tokenizer_is_that_of_training(tiny_base, assets, tmp_path, kind: st
     mine, theirs = (
         encoders(tokenizer)
         for tokenizer in (
-            corpus.load_tokenizer(folder),
+            load_tokenizer(folder),
             AutoTokenizer.from_pretrained(folder),
         )
     )

@@ -8,7 +8,7 @@ import pytest
 from recipe import train
 from recipe.core.errors import RecipeError
 from recipe.core.files import sha256
-from recipe.core.manifest import verify, write_manifest
+from recipe.core.manifest import read_manifest, verify, write_manifest
 from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
 from recipe.training import resume
@@ -42,7 +42,7 @@ def test_foreign_names_are_ignored_and_kept(tmp_path, foreign):
         "checkpoint-4",
         "checkpoint-2",
     ]
-    assert resume.newest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert resume.newest_checkpoint(tmp_path)[0].name == "checkpoint-10"
     resume.rotate(tmp_path, keep=1)
     assert {path.name for path in tmp_path.iterdir()} == foreign | {"checkpoint-10"}
 
@@ -56,7 +56,7 @@ def test_a_damaged_manifest_sets_the_checkpoint_aside(tmp_path, damage, capsys):
         (newest / "manifest.json").unlink()
     else:
         (newest / "manifest.json").write_text(damage)
-    assert resume.newest_checkpoint(tmp_path).name == "checkpoint-2"
+    assert resume.newest_checkpoint(tmp_path)[0].name == "checkpoint-2"
     assert (tmp_path / "damaged-checkpoint-4-2" / "content").read_text() == "4"
     assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-2" in capsys.readouterr().err
 
@@ -108,9 +108,9 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 def test_another_number_of_threads_is_reported(tmp_path, capsys):
     path = write_checkpoint(tmp_path, 2)
-    resume.report_threads(path, 1)
+    resume.report_threads(path, read_manifest(path), 1)
     assert not capsys.readouterr().err
-    resume.report_threads(path, 2)
+    resume.report_threads(path, read_manifest(path), 2)
     message = capsys.readouterr().err
     assert "checkpoint-2 was written with 1 CPU threads and this process uses 2" in message
     assert "OMP_NUM_THREADS=1" in message

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recipe.conversations import identity, templates
 from recipe.conversations.cleaning.filters import Filters
@@ -14,8 +15,9 @@ from recipe.conversations.messages import Conversation
 from recipe.conversations.readers import compressed
 from recipe.core import config as configs
 from recipe.core.config import Config, Corpus, Source
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
 from recipe.core.files import file_size, list_files
+from recipe.core.manifest import hash_inputs
 from recipe.core.text import printable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -54,6 +56,28 @@ class Plan:
     base: Path  # the folder of the tokenizer
     sources: tuple[RawSource, ...]
     inputs: Mapping[str, Path]  # name in the manifest -> file or folder that is hashed
+    stamps: tuple[Any, ...] = ()  # of the sources, before they are hashed
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
+        corpus, files = self.corpus, dict(self.inputs)
+        if own_template := templates.file(corpus.template):
+            files["template"] = own_template
+        # The content of these files is hashed as inputs; their paths differ from machine to machine.
+        settings = configs.hashed(corpus) | {
+            "decontaminate": len(corpus.decontaminate),
+            "template": Path(corpus.template).name,
+        }
+        return settings, hash_inputs(files)
+
+    def check_unchanged(self) -> None:
+        """Raises RecipeError where a source is not what was hashed: what was read is then unknown."""
+        for source, stamp in zip(self.sources, self.stamps, strict=True):
+            if source.stamp() != stamp:
+                raise RecipeError(
+                    f"{source.path} was written to while it was read: wait until it is complete, then run the same "
+                    "command again"
+                )
 
     def prompts(self) -> tuple[str, ...]:
         """The evaluation prompts of `corpus.decontaminate`, read from their files."""
@@ -78,7 +102,7 @@ def resolve(config: Config) -> Plan:
     inputs = {f"source {number}: {source.path.name}": source.path for number, source in enumerate(sources)}
     inputs |= {f"prompts {number}": Path(path) for number, path in enumerate(corpus.decontaminate)}
     inputs |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
-    return Plan(corpus, base, sources, inputs)
+    return Plan(corpus, base, sources, inputs, tuple(source.stamp() for source in sources))
 
 
 def _check_files(corpus: Corpus, base: Path) -> None:
