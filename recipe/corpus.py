@@ -81,11 +81,14 @@ def run(config: Config) -> dict[str, Any]:
 
 def describe(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
     """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
-    settings = configs.hashed(plan.corpus) | {"decontaminate": len(plan.corpus.decontaminate)}  # hashed as inputs
-    files = dict(plan.inputs)
-    if own_template := templates.file(plan.corpus.template):
+    corpus, files = plan.corpus, dict(plan.inputs)
+    if own_template := templates.file(corpus.template):
         files["template"] = own_template
-        settings["template"] = own_template.name
+    # The content of these files is hashed as inputs; their paths differ from machine to machine.
+    settings = configs.hashed(corpus) | {
+        "decontaminate": len(corpus.decontaminate),
+        "template": Path(corpus.template).name,
+    }
     return settings, hash_inputs(files)
 
 
@@ -170,7 +173,7 @@ def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
 
 def write_reports(folder: Path, results: dict[str, Any], config: Config, tokenizer: Any) -> None:
     """report.md, and report.html with samples."""
-    settings = configs.hashed(config.corpus)
+    settings = configs.hashed(config.corpus) | {"template": Path(config.corpus.template).name}
     (folder / "report.md").write_text(markdown(results, settings), encoding="utf-8")
     shown = {
         title: [(sample["id"], sample["source"], visible(tokenizer, rendered(config, sample))) for sample in samples]

@@ -1,7 +1,7 @@
-"""The audit: is this environment the locked one, file for file, and does every library carry code for the card?
+"""Audit: is this environment the locked one, file for file, and does every library have code for the GPU?
 
-Compared are the packages with the lock, every file with its wheel's RECORD, and every shared library's device code
-with the architecture in docker/pins.toml.
+Packages are compared with the lock, files with the RECORD of their wheel, and the device code of shared libraries with
+the architecture in docker/pins.toml.
 """
 
 import argparse
@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.cli import entry
-from recipe.core.text import printable, show
+from recipe.core.text import printable, show, table
 from recipe.environment.audit import Package, audit, listed
 from recipe.environment.locks import DOCKER, Pins, find_site, read_lock, read_pins
 
 
-def table(packages: list[Package], pins: Pins, colour: bool) -> str:
-    """The audit for a person: a line per package, what was passed over and why, what is wrong, the verdict."""
+def text(packages: list[Package], pins: Pins, colour: bool) -> str:
+    """The audit for a person: a line per package, the libraries that were skipped and why, problems, the verdict."""
     rows = [("package", "locked", "installed", "files", "SASS", "PTX", "verdict"), *map(_row, packages)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = table(rows).splitlines()
     bad = [package for package in packages if package.problems]
     wrong = [line for package in bad for line in _problems(package)]
     if bad:
@@ -31,7 +30,9 @@ def table(packages: list[Package], pins: Pins, colour: bool) -> str:
         verdict = f"CLEAN: {count} as locked, sm_{pins.required_sm} in every CUDA library that is loaded"
     lines = [printable(line) for line in [*lines, "", *_passed_over(packages), *wrong, verdict]]
     if colour:
-        lines[1 : len(rows)] = map(_coloured, lines[1 : len(rows)], (not package.problems for package in packages))
+        lines[2 : len(rows) + 1] = map(
+            _coloured, lines[2 : len(rows) + 1], (not package.problems for package in packages)
+        )
         lines[-1] = _coloured(lines[-1], not bad)
     return "\n".join(lines)
 
@@ -51,7 +52,7 @@ def _problems(package: Package, most: int = 5) -> Iterator[str]:
 
 
 def _passed_over(packages: list[Package]) -> Iterator[str]:
-    """Libraries that need no sm_60 because nothing of them reaches the card."""
+    """Libraries that need no sm_60 code because they never run on the GPU."""
     reasons = {"other CUDA": "other CUDA, never loaded", "stub": "one object that nothing registers, never loaded"}
     for package in packages:
         for standing, reason in reasons.items():
@@ -82,7 +83,7 @@ def as_json(packages: list[Package], pins: Pins, site: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m recipe.pins",
-        description="Is this environment the locked one, and has every library code for the card? Exit 1: no.",
+        description="Is this environment the locked one, and does every library have code for the GPU? Exit 1: no.",
         epilog="example: python -m recipe.pins --prefix .venv",
     )
     parser.add_argument("--prefix", type=Path, metavar="DIR", help="another environment, or its site-packages folder")
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     pins, site = read_pins(args.pins), find_site(args.prefix)
     dev = read_lock(args.dev_lock) if args.dev_lock.is_file() else {}
     packages = audit(site, pins, read_lock(args.lock), dev)
-    show(as_json(packages, pins, site), table(packages, pins, colour=sys.stdout.isatty()), args.json)
+    show(as_json(packages, pins, site), text(packages, pins, colour=sys.stdout.isatty()), args.json)
     return 1 if any(package.problems for package in packages) else 0
 
 

@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         show({"page": str(opened.folder / "report.html")}, f"would write {opened.folder}/report.html", args.json)
         return 0
+    opened.check_recorded(opened.eval_json.name)
     file = write_pages(opened, against)
+    opened.record("report.html", "report.md")
     if not opened.eval_json.is_file():
         show({"run": str(opened.folder), "page": str(file)}, f"not evaluated yet; report: {file}", args.json)
         return 0

@@ -135,6 +135,13 @@ def tiny_config(tiny_base: Path, tiny_corpus: Path, runs: Path) -> Config:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TrainingArguments sets variables of accelerate, which a later run in the same process would report."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def tiny_run(tiny_base: Path, tiny_corpus: Path, tmp_path: Path) -> Config:
     """A config that trains a few steps in a second or two."""

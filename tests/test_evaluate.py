@@ -91,7 +91,7 @@ def test_altered_inputs_are_refused(trained_run, tmp_path, what, capsys):
     arguments = [f"--set={name}.path={path}" for name, path in copies.items()]
     assert entry(lambda: evaluate.main(["--run", str(run.folder), *arguments])) == 1
     message = capsys.readouterr().err
-    assert f"{file.name} was altered" in message and "again" in message
+    assert f"{file.name} was altered" in message and "re-create " in message
     assert not run.eval_json.exists() and not list(copies["base"].parent.glob("base-*")), "no copy of altered weights"
 
 

@@ -287,7 +287,7 @@ def test_colour_is_for_terminals(environment: Path):
     root = environment.parents[2]
     wanted = locks.read_pins(root / "pins.toml")
     packages = audit.audit(environment, wanted, locks.read_lock(root / "run.lock"), {})
-    plain, coloured = (pins.table(packages, wanted, colour=colour) for colour in (False, True))
+    plain, coloured = (pins.text(packages, wanted, colour=colour) for colour in (False, True))
     assert "\x1b" not in plain
     assert "\x1b[31mplain " in coloured
     assert "\x1b[32mengine " in coloured

@@ -41,7 +41,7 @@ class Source:
         "",
         "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
         hashed=False,
-        kind="path",
+        kind="file",
     )
     format: str = opt("", "the format of its records; empty: recognized for each record")
     share: float = opt(1.0, "share of the source's conversations that is used, drawn by their ids", above=0, high=1)
@@ -73,7 +73,7 @@ class Corpus:
     max_length: int = opt(
         2048, "longest sample in tokens; longer conversations are split between turns", low=1, high=1 << 20
     )
-    val_fraction: float = opt(0.02, "share of the conversations used for validation", low=0, high=0.9)
+    val_fraction: float = opt(0.02, "share of the conversations used for validation", low=0, high=1)
     seed: int = opt(0, "seed of the validation split and of shares", low=0, high=SEEDS)
     identity_name: str = opt("", "the name the model should answer to; empty: no identity conversations")
     identity_organisation: str = opt("", "the organisation that the model names as its maker")

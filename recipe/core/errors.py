@@ -14,6 +14,6 @@ class UsageError(RecipeError):
 
 
 class UnfitError(RecipeError):
-    """The environment cannot do it: another Python, a card without memory, a library without sm_60 code."""
+    """The environment cannot do it: another Python, a GPU with too little memory, a library without sm_60 code."""
 
     exit_code = 3

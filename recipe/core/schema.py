@@ -40,7 +40,7 @@ def opt(
     """A config field with its documented line. `hashed=False`: it cannot change a result, such as a path.
 
     `choices`: the only words, or list entries. Numbers: at least `low`, greater than `above`, at most `high`. `kind` of
-    a string: text, path, or name (one path component).
+    a string: text, path, file (a path whose name need not be UTF-8), or name (one path component).
     """
     metadata = {"doc": doc, "hashed": hashed, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata={**metadata, "kind": kind})
@@ -191,11 +191,13 @@ def _check_number(item: dataclasses.Field, value: float, name: str) -> None:
 
 def _check_text(item: dataclasses.Field, value: str, name: str) -> None:
     """No text that cannot be a file's, a path's or a name's content."""
+    kind = item.metadata["kind"]
+    if kind == "file":  # its name on the disk need not be UTF-8: Python escapes other bytes as surrogates
+        value = "".join("?" if "\udc80" <= c <= "\udcff" else c for c in value)
     if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
         raise UsageError(f"{name}: expected text in UTF-8 without NUL, found {show(value)}")
     if len(value) > TEXT_CHARACTERS:
         raise UsageError(f"{name}: expected at most {TEXT_CHARACTERS:,} characters, found {len(value):,}")
-    kind = item.metadata["kind"]
     if kind == "text":
         return
     encoded = [component.encode() for component in value.split("/")]
@@ -243,4 +245,5 @@ def toml_value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     # Basic strings and integers of TOML are those of JSON, but for U+007F, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return text.encode(errors="replace").decode()  # TOML has no escape for a file name that is not UTF-8

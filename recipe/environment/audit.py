@@ -199,7 +199,7 @@ def _standing(name: str, code: fatbin.DeviceCode, pins: Pins) -> str:
 
 
 def _judge(package: Package, pins: Pins) -> None:
-    """Every loaded library must carry SASS for the card; PTX up to it would only be a slow way around."""
+    """Every loaded library must have SASS for the GPU; PTX would have to be compiled when it is loaded."""
     verdict = f"no sm_{pins.required_sm}"
     package.libraries.sort(key=lambda library: library.path)
     for library in package.libraries:

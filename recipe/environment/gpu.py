@@ -60,7 +60,7 @@ def _read(nvml: Any) -> Gpu:
         handle = nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdecimal() else nvml.nvmlDeviceGetCount())
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     processes = []
-    with contextlib.suppress(nvml.NVMLError_NotSupported):  # as on some virtual cards
+    with contextlib.suppress(nvml.NVMLError_NotSupported):  # as on some virtual GPUs
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     return Gpu(
         driver=_text(nvml.nvmlSystemGetDriverVersion()),

@@ -24,7 +24,7 @@ class Pins:
 
     @property
     def bitsandbytes(self) -> str:
-        """The library that bitsandbytes loads on this card."""
+        """The library that bitsandbytes loads on a P100."""
         return f"libbitsandbytes_cuda{self.cuda.replace('.', '')}_nocublaslt.so"
 
 

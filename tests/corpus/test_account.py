@@ -179,7 +179,7 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
             "expected a number above 0 and at most 1",
         ),
         (["--set", 'corpus.source=[{path="{tmp}/good.json", weight=-1}]'], 2, "expected at least 0 and"),
-        (["--set", 'corpus.source=[{path="{tmp}/good.json", format="x"}]'], 2, "'x' is not a format; expected one of"),
+        (["--set", 'corpus.source=[{path="{tmp}/good.json", format="x"}]'], 2, "no format 'x'"),
         (["--set", 'corpus.source=[{path="{tmp}/good.json", format="dolly"}]'], 1, "is not in the given format"),
         (["--set", "corpus.source=[{share=0.5}]"], 2, "has no path"),
         (["--set", 'corpus.sources=["{tmp}/good.json"]'], 2, "write one [[corpus.source]] table per source"),

@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     said = process.communicate(timeout=60)[1]  # when the last process has ended, too
     assert process.returncode == code, said
     assert "Traceback" not in said
-    assert ("the same command goes on" in said) == (sent == signal.SIGINT)
+    assert ("run the same command again to resume" in said) == (sent == signal.SIGINT)
     assert not out.exists()
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".out.shards/*/*.index")}
     assert len(finished) >= 3

@@ -5,7 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from recipe import evaluate, report
+from recipe import evaluate, provenance, report
 from recipe.core.run import Run
 
 VOID = {"meta", "line", "circle", "polyline"}
@@ -45,6 +45,8 @@ def test_a_finished_run_has_curves_tables_and_answers(trained_run, capsys):
     assert "http" not in re.sub(r"http-equiv", "", text)
     for words in ("Finished after", "95 % intervals", "unrelated text", "By source".lower(), "Who are you?"):
         assert words in text
+    run.record("config.toml")  # the fixture wrote its paths anew
+    assert provenance.main(["verify", str(run.folder)]) == 0
     assert "| validation loss |" in (run.folder / "report.md").read_text()
 
 
@@ -77,6 +79,7 @@ def test_hostile_answers_stay_text(trained_run):
     result = json.loads(run.eval_json.read_text())
     result["answers"] = [{"question": "<script>x</script>|", "base": "</div><img onerror=x>\x1b[2J", "tuned": "\u202e"}]
     run.eval_json.write_text(json.dumps(result))
+    run.record("eval.json")
     assert report.main(["--run", str(run.folder)]) == 0
     for name in ("report.html", "report.md"):
         text = (run.folder / name).read_text()

@@ -117,10 +117,12 @@ def start_server():
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         started.append(process)
+        lines = []
         for line in process.stderr:
+            lines.append(line)
             if line.startswith("serving"):
                 return process, line.split(" at ")[1].split(" ")[0]
-        raise AssertionError(f"the server did not start: exit {process.wait()}")
+        raise AssertionError(f"the server did not start: exit {process.wait()}, {''.join(lines)}")
 
     yield start
     for process in started:

@@ -87,7 +87,7 @@ def test_a_resumed_trainer_is_bit_identical(kernel, tiny_run, tmp_path, optimize
 def test_adamw8bit_on_a_cpu_says_what_it_needs_before_anything_is_read(tiny_run, capsys):
     config = dataclasses.replace(tiny_run, train=Train(optimizer="adamw8bit"))
     assert entry(lambda: train.run(config)) == 3
-    assert "adamw8bit on a cpu, expected a CUDA card" in capsys.readouterr().err
+    assert "adamw8bit on a CPU, expected a CUDA GPU" in capsys.readouterr().err
 
 
 def test_a_second_gpu_is_not_used_and_reported(tiny_run, tmp_path, monkeypatch, capsys):

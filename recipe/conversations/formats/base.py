@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe.conversations.cleaning.accounting import Drop
+from recipe.conversations.readers.json_stream import is_too_deep
 
 Record = dict[str, Any]
 
@@ -62,9 +63,15 @@ def are_texts(value: Any) -> bool:
 def read_list(value: Any) -> Any:
     """`value`; or, where it is the text of a JSON list, that list."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            decoded = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+        decoded = read_json(value)
         return decoded if isinstance(decoded, list) else value
     return value
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text inside a record; None where it is broken or nested too deeply."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return None if isinstance(value, (dict, list)) and is_too_deep(value) else value

@@ -1,5 +1,6 @@
 """Records to conversations: the format of a record is recognized by its keys, or named in the config."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +28,7 @@ NAMED_ONLY = ("oasst-all", "ranked-alpaca")  # never recognized: only a config c
 _KEYS = frozenset().union(*(keys for item in FORMATS.values() for keys in item.keys))
 ID_KEYS = ("id", "conversation_id", "message_tree_id", "prompt_id", "new dialog id")
 WRAPPERS = ("data", "train", "items", "records", "rows", "examples", "conversations", "validation", "valid", "test")
+_COMMON = ("sharegpt", "messages", "alpaca")
 GIVE_UP_AFTER = 100  # records at a file's start
 _MARKS = ("kto_tag", "label", "train", "weight", "loss_weight")  # of a whole record
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -256,11 +258,16 @@ def _show(path: Path) -> str:
 
 
 def find_nearest(value: Any, count: int = 3) -> list[str]:
-    """The names of the known formats that share most keys with a record, the nearest first."""
-    names = set(value) if isinstance(value, dict) else set()
+    """The names of the known formats that share most keys, or words of keys, with a record, the nearest first."""
+    names = {str(key).lower() for key in value} if isinstance(value, dict) else set()
+    words = {word for name in names for word in re.split(r"[\W_]+", name)}
 
-    def distance(name: str) -> tuple[int, int]:
-        return min((-len(needed & names), len(needed - names)) for needed in FORMATS[name].keys)
+    def distance(name: str) -> tuple[float, int, bool]:
+        """The closest of the format's alternatives; where nothing is shared, the most common formats."""
+        near = [sum(1.0 if key in names else 0.5 if key in words else 0 for key in keys) for keys in FORMATS[name].keys]
+        missing = [len(keys) - score for keys, score in zip(FORMATS[name].keys, near, strict=True)]
+        best = min(range(len(near)), key=lambda index: (-near[index], missing[index]))
+        return -near[best], round(missing[best]), name not in _COMMON
 
     return sorted((name for name in FORMATS if name not in NAMED_ONLY), key=distance)[:count]
 
@@ -268,7 +275,7 @@ def find_nearest(value: Any, count: int = 3) -> list[str]:
 def named(name: str) -> Format:
     """The format of that name. Raises UsageError naming the known ones."""
     if name not in FORMATS:
-        raise UsageError(f"{snippet(repr(name))} is not a format; expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"there is no format {snippet(repr(name))}; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from recipe.conversations.formats.base import Record
+from recipe.conversations.formats.base import Record, read_json
 from recipe.conversations.messages import Message, join_texts, read_text
 
 CALL_ROLES = ("function_call", "function-call", "tool_call", "tool_calls")
@@ -61,10 +61,8 @@ def _read_arguments(arguments: Any) -> Any:
     """OpenAI gives a call's arguments as JSON text."""
     if not isinstance(arguments, str):
         return arguments
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
+    decoded = read_json(arguments)
+    return arguments if decoded is None else decoded
 
 
 def _dump(value: Any) -> str:

@@ -10,7 +10,7 @@ _HH = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 _BAIZE = re.compile(r"\[\|(Human|AI)\|\][ ]?")
 _BELLE = re.compile(r"(?:\A|\n)(Human|Assistant)[:：][ ]?")
 _MOSS = re.compile(r"\[(Human|MOSS)\]: ?|<\|(Human|MOSS)\|>: ?")
-_MOSS_END = re.compile(r"\s*<eo[a-z]>\s*\Z")
+_MOSS_END = re.compile(r"<eo[a-z]>\Z")
 _GUANACO = re.compile(r"###[ ]?(Human|Assistant):[ ]?")
 _OIG = re.compile(r"(?:\A|\n)<(human|bot)>:[ ]?")
 _TEXT_LABELS = (_GUANACO, _OIG)
@@ -80,7 +80,7 @@ def read_moss(record: Record) -> Iterator[Dialogue]:
         transcript = "".join(map(read_text, sides))
     else:
         transcript = record["plain_text"]
-    turns = [Message(turn.role, _MOSS_END.sub("", turn.content)) for turn in cut(transcript, _MOSS)]
+    turns = [Message(turn.role, _MOSS_END.sub("", turn.content).rstrip()) for turn in cut(transcript, _MOSS)]
     system = read_text(record.get("meta_instruction")).strip()
     yield Dialogue([Message("system", system), *turns] if system else turns)
 

@@ -6,8 +6,8 @@ from typing import Any
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats.base import Format, Record, RefusedError, are_strings, keys
 from recipe.conversations.messages import Dialogue, Message, read_role, read_text
+from recipe.conversations.readers.json_stream import MAX_RECORD, Rejected, is_too_deep
 from recipe.conversations.readers.json_stream import Record as RawRecord
-from recipe.conversations.readers.json_stream import Rejected
 
 _HIDDEN = ("thoughts", "reasoning_recap", "user_editable_context", "model_editable_context")  # never shown as a turn
 _IMAGE = "image_asset_pointer"
@@ -79,16 +79,22 @@ def group_messages(records: Iterable[RawRecord | Rejected], source: str) -> Iter
     The messages of a tree follow each other in the published files, so one tree is in memory at a time.
     """
     group: list[RawRecord] = []
+    size = 0
     for record in records:
         is_flat = isinstance(record, RawRecord) and is_flat_message(record.value)
-        if group and (not is_flat or record.value["message_tree_id"] != group[0].value["message_tree_id"]):  # type: ignore[union-attr]
+        if group and (not is_flat or size > MAX_RECORD or _get_tree_id(record) != _get_tree_id(group[0])):
             yield from _build_tree(group, source)
-            group = []
-        if is_flat:
-            group.append(record)  # type: ignore[arg-type]
+            group, size = [], 0
+        if isinstance(record, RawRecord) and is_flat:
+            group.append(record)
+            size += record.size
         else:
             yield record
     yield from _build_tree(group, source)
+
+
+def _get_tree_id(record: RawRecord | Rejected) -> Any:
+    return record.value["message_tree_id"] if isinstance(record, RawRecord) else None
 
 
 def _build_tree(group: list[RawRecord], source: str) -> Iterator[RawRecord | Rejected]:
@@ -105,7 +111,11 @@ def _build_tree(group: list[RawRecord], source: str) -> Iterator[RawRecord | Rej
             yield Rejected(source, record.offset, Drop.UNKNOWN_FORMAT, detail, record.value["text"][:1000], record.size)
     if root is not None:
         tree = {"message_tree_id": root["message_tree_id"], "prompt": root}
-        yield RawRecord(group[0].offset, tree, sum(record.size for record in group))
+        size = sum(record.size for record in group)
+        if is_too_deep(tree):
+            yield Rejected(source, group[0].offset, Drop.TOO_DEEP, "a tree of messages", root["text"][:1000], size)
+        else:
+            yield RawRecord(group[0].offset, tree, size)
 
 
 def read_chatgpt(record: Record) -> Iterator[Dialogue]:

@@ -4,7 +4,6 @@ Each is one definition (`Template`), from which both its training mask and its J
 evaluation and chat all use `render`, so that a question is asked exactly as it was trained.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def names() -> list[str]:
 def get(name: str) -> Template:
     """The template of that name, or of that TOML file. Raises UsageError for an unknown name or a wrong file."""
     if custom.is_custom(name):
-        return _custom(name)
+        return custom.load(Path(name))
     if name not in _BY_NAME:
         raise UsageError(
             f"there is no template {name!r}; expected one of {', '.join(_BY_NAME)}, or the path of a .toml file"
@@ -52,11 +51,6 @@ def get(name: str) -> Template:
 def file(name: str) -> Path | None:
     """The TOML file of a user's own template; None for a published one."""
     return Path(name) if custom.is_custom(name) else None
-
-
-@functools.cache
-def _custom(name: str) -> Template:
-    return custom.load(Path(name))
 
 
 def render(name: str, messages: Sequence[Message], open_turn: bool = False) -> list[Piece]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,17 @@ def is_custom(name: str) -> bool:
 def load(path: Path) -> Template:
     """The template of that file. Raises UsageError: no such file, not TOML, a field that is missing or wrong."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _load(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise UsageError(f"the template {path} cannot be read ({error.strerror}): correct corpus.template") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the template {path} is not TOML ({snippet(error)}): correct the file") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _load(path: Path, modified: int) -> Template:
+    """Every sample of a corpus asks for its template: the file is read again only when it was modified."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
     fields = {field.name: field.type for field in dataclasses.fields(Template) if field.name != "name"}
     for key in table:
         if key not in fields:

@@ -84,12 +84,25 @@ class Template:
             )
 
     def parts(self, field: str) -> tuple[Part, ...]:
-        """A field as text, special tokens and slots. Raises UsageError for an unknown placeholder."""
-        return _parse(getattr(self, field), self.special_tokens, f"{self.name}, {field}")
+        """A field as text, special tokens and slots."""
+        return self._parts[field]
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, tuple[Part, ...]]:
+        """Parsed once: a corpus renders millions of turns."""
+        return {
+            field: tuple(_split(getattr(self, field), self.special_tokens, f"{self.name}, {field}")) for field in FIELDS
+        }
+
+    @functools.cached_property
+    def _stripped(self) -> tuple[str, ...]:
+        if self.strip:
+            return SLOTS
+        return ("assistant",) if self.assistant_header[-1:].isspace() else ()
 
     def strips(self, role: str) -> bool:
         """Whether white space around the content of this role's messages is removed."""
-        return self.strip or (role == "assistant" and self.assistant_header[-1:].isspace())
+        return role in self._stripped
 
     @property
     def end(self) -> Piece:
@@ -104,7 +117,8 @@ class Template:
         `answer`: None for a prompt.
         """
         contents = {"system": system or "", "user": question, "assistant": answer or ""}
-        contents = {role: text.strip() if self.strips(role) else text for role, text in contents.items()}
+        for role in self._stripped:
+            contents[role] = contents[role].strip()
         if system is None:
             fields = ["separator"]
         else:
@@ -117,16 +131,17 @@ class Template:
     def _fill(self, fields: Sequence[str], contents: Mapping[str, str], trained: bool) -> list[Piece]:
         """The fields with the contents in their slots; neighbouring text is one span."""
         pieces: list[Piece] = []
-        for part in (part for field in fields for part in self.parts(field)):
-            if isinstance(part, Special):
-                pieces.append(Special(part.name, trained))
-                continue
-            text = contents[part.role] if isinstance(part, Slot) else part
-            if pieces and isinstance(last := pieces[-1], Span):
-                pieces[-1] = Span(last.text + text, trained)
-            elif text:
-                pieces.append(Span(text, trained))
-        return pieces
+        text = ""
+        for field in fields:
+            for part in self._parts[field]:
+                if isinstance(part, Special):
+                    if text:
+                        pieces.append(Span(text, trained))
+                        text = ""
+                    pieces.append(Special(part.name, trained))
+                else:
+                    text += part if isinstance(part, str) else contents[part.role]
+        return [*pieces, Span(text, trained)] if text else pieces
 
     def render(self, messages: Sequence[Message], open_turn: bool = False) -> list[Piece]:
         """A conversation as pieces; with `open_turn` it ends with the user, and the model is to answer."""
@@ -162,12 +177,8 @@ def as_pairs(messages: Sequence[Message], open_turn: bool = False) -> tuple[str 
     return system, [(texts[index] or "", texts[index + 1]) for index in range(0, len(texts), 2)]
 
 
-@functools.lru_cache(maxsize=256)
-def _parse(text: str, special_tokens: tuple[str, ...], where: str) -> tuple[Part, ...]:
-    return tuple(_split(text, special_tokens, where))
-
-
 def _split(text: str, special_tokens: tuple[str, ...], where: str) -> Iterator[Part]:
+    """A field's parts, in order. Raises UsageError for an unknown placeholder; `where` names the field."""
     longest_first = sorted(special_tokens, key=len, reverse=True)
     pattern = "|".join([r"\{\w+\}", *map(re.escape, longest_first)])
     at = 0

@@ -1,12 +1,13 @@
 """What becomes of a record: a conversation, or a rejection with its reason."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from recipe.conversations.cleaning.accounting import Drop
-from recipe.conversations.formats.detect import read
+from recipe.conversations.formats.detect import find_nearest, read
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.readers.json_stream import Rejected
 from recipe.core.errors import RecipeError
@@ -143,6 +144,19 @@ def test_an_unknown_format_names_the_nearest_ones(tmp_path: Path, count: int) ->
     assert len(str(error.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"customer_query": "q", "agent_response": "a"}, "query-response"),
+        ({"instruction": "q", "result": "a"}, "alpaca"),
+        ({"x": 1}, "messages"),
+        ({}, "sharegpt"),
+    ],
+)
+def test_the_nearest_formats_share_keys_or_words_of_them(record: dict, expected: str) -> None:
+    assert expected in find_nearest(record)
+
+
 def test_one_object_from_names_to_records_is_read_as_records(tmp_path: Path) -> None:
     record = SAMPLES["crosswoz"][0]
     *found, odd = read_json(tmp_path / "a.json", {"391": record, "7": record, "odd": 3})
@@ -188,6 +202,38 @@ def test_flat_open_assistant_messages_become_trees(tmp_path: Path) -> None:
     assert (first.id, [m.content for m in first.messages], first.passed_over) == ("1", ["q", "best"], 1)
     assert (second.id, [m.content for m in second.messages]) == ("2", ["r", "b"])
     assert lost.reason is Drop.UNKNOWN_FORMAT
+
+
+def test_a_chain_of_flat_messages_is_not_nested_without_bound(tmp_path: Path) -> None:
+    chain = [
+        {"message_id": str(n), "parent_id": str(n - 1) if n else None, "message_tree_id": "1", "role": "x", "text": "y"}
+        for n in range(600)
+    ]
+    other = {"message_id": "o", "parent_id": None, "message_tree_id": "0", "text": "q", "role": "prompter"}
+    _, rejected = read_json(tmp_path / "a.json", [other, *chain])
+    assert rejected.reason is Drop.TOO_DEEP
+
+
+@pytest.mark.parametrize("depth", [300, 900, 3000])
+def test_json_text_nested_deeply_stays_text(tmp_path: Path, depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    call = {"type": "function", "function": {"name": "f", "arguments": nested}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    found, *_ = read_json(tmp_path / "a.json", [{"messages": turns}, {"messages": nested}])
+    assert json.loads(found.messages[1].content) == {"name": "f", "arguments": nested}
+
+
+@pytest.mark.parametrize("text", [" " * 10**6, "<eoh" * 10**5, "[Human]: " * 10**4, "### Human:" * 10**4, "\n" * 10**6])
+def test_a_hostile_transcript_is_read_in_linear_time(tmp_path: Path, text: str) -> None:
+    records = [
+        {"plain_text": f"[Human]: q{text}x[MOSS]: a{text}"},
+        {"text": f"### Human: q{text}### Assistant: a{text}"},
+        {"instruction": f"Human:q{text}\nAssistant:", "output": text},
+        {"chosen": f"\n\nHuman: q{text}\n\nAssistant: a{text}", "rejected": ""},
+    ]
+    started = time.process_time()
+    assert len(read_json(tmp_path / "a.json", records)) == 4
+    assert time.process_time() - started < 10
 
 
 def test_a_chatgpt_export_with_tools_and_images(tmp_path: Path) -> None:
