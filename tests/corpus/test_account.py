@@ -168,7 +168,7 @@ def test_prompts_of_an_evaluation_are_kept_out(command, source, tmp_path) -> Non
             "exceeds the token limit); raise corpus.max_length, or set corpus.over_long to truncate",
         ),
         (["--source", "{tmp}/good.json", "--set", "corpus.template=x"], 2, "no template 'x'"),
-        (["--source", "{tmp}/good.json", "--set", "corpus.val_fraction=1.5"], 2, "at most 0.9"),
+        (["--source", "{tmp}/good.json", "--set", "corpus.val_fraction=1.5"], 2, "at most 1,"),
         (["--source", "{tmp}/good.json", "--set", "corpus.identity_repeat=0"], 2, "expected at least 1"),
         (["--set", "corpus.identity_name=Ada"], 2, "identity_organisation is empty"),
         (["--source", "{tmp}/good.json", "--set", "corpus.colour=1"], 2, "unknown key corpus.colour"),
