@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe import corpus
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation, Message
+from recipe.conversations.pipeline import resolve
 from recipe.conversations.tokens import IGNORED
 from recipe.core.manifest import check_intact, read_manifest
 from recipe.training.dataset import encode_file
@@ -88,8 +88,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
 
 def test_each_source_is_hashed_once(command, source, monkeypatch) -> None:
     hashed: list[Path] = []
-    hash_inputs = corpus.hash_inputs
-    monkeypatch.setattr(corpus, "hash_inputs", lambda paths: hashed.extend(paths.values()) or hash_inputs(paths))
+    hash_inputs = resolve.hash_inputs
+    monkeypatch.setattr(resolve, "hash_inputs", lambda paths: hashed.extend(paths.values()) or hash_inputs(paths))
     assert command("--source", source) == 0
     assert hashed.count(source) == 1
 

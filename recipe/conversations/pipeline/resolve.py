@@ -109,6 +109,8 @@ def _check_files(corpus: Corpus, base: Path) -> None:
     for path in (*(source.path for source in corpus.source), *corpus.decontaminate):
         if not path:
             raise UsageError("a [[corpus.source]] table has no path: expected a raw conversation file")
+        if path.encode(errors="replace").decode() != path:  # it goes into manifests and samples
+            raise UsageError(f"the name {printable(path)} is not UTF-8, expected text in UTF-8: rename the file")
         if not Path(path).exists():
             raise UsageError(
                 f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines or Parquet)"
