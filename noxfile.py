@@ -26,8 +26,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run pytest on the CPU: tiny real objects, only hardware is mocked."""
-    session.run(sys.executable, "-m", "pytest", *session.posargs)
+    """pytest on the CPU, a worker for each core: tiny real objects, only hardware is mocked."""
+    workers = ["-n", "auto", "--dist", "worksteal"]
+    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
