@@ -29,7 +29,7 @@ def run(config: Config) -> dict[str, Any]:
     plan = Conversion.plan(source, config.base.dtype)
     check_folder(output, STAGE)
     if (output / MANIFEST).is_file() and (manifest := completed(output, STAGE, settings, plan.inputs)):
-        say(f"{output} is converted already: its manifest holds")
+        say(f"{output} is already converted (manifest verified)")
         return manifest
     check_disk(output, plan.bytes)  # before the minute that hashing 13 GB takes
     inputs, published = plan.inputs, plan.compare()

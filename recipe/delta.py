@@ -32,7 +32,7 @@ def run(action: str, base: Path, other: Path, output: Path, dtype: str) -> dict[
     files = {f"{name}/{file.name}": file for name, source in sources.items() for file in source.files}
     settings, inputs = {"action": action, "dtype": dtype}, hash_inputs(files)
     if manifest := completed(output, STAGE, settings, inputs):
-        say(f"{output} is there already: its manifest holds")
+        say(f"{output} already exists (manifest verified)")
         return manifest
     with atomic_folder(output) as partial:
         return write_manifest(partial, STAGE, settings, inputs, plan.write(partial))

@@ -51,7 +51,7 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     check_writable(opened.folder)
     tuned = open_run(opened, config)
     tests = read_tests(config, tuned)
-    identity_questions = identity.held_out() if config.corpus.identity_name else ()
+    identity_questions = identity.unseen_questions() if config.corpus.identity_name else ()
     instructed = instructions.read() if config.evaluate.instructions else []
     questions = [*config.evaluate.prompts, *identity_questions, *(item.prompt for item in instructed)]
     scored: dict[str, list[scoring.Losses]] = {}

@@ -37,7 +37,7 @@ def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
         raise UsageError(f"no source is called {name}; known: {', '.join(sources())}, or a repository as owner/name")
     settings = {"name": name, **pin(name, known, revision)}
     if manifest := completed(output, STAGE, settings, {}):
-        say(f"{output} is fetched already: its manifest holds")
+        say(f"{output} is already fetched (manifest verified)")
         return manifest
     check_folder(output, STAGE)
     results = {"licence": (known or {}).get("licence", "see its model card")}

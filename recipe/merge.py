@@ -102,7 +102,7 @@ def merge_hf(job: Merge) -> dict[str, Any]:
 
     inputs, settings = hash_inputs(job.inputs), {"to": "hf", "template": job.template}
     if manifest := completed(job.output, STAGE, settings, inputs):
-        say(f"{job.output} is merged already: its manifest holds")
+        say(f"{job.output} is already merged (manifest verified)")
         return manifest
     deltas = job.deltas()
     with atomic_folder(job.output) as partial:
@@ -128,7 +128,7 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 
     output, settings = job.path(to), {"to": to, "template": job.template}
     if manifest := completed(output, STAGE, settings, inputs):
-        say(f"{output} is exported already: its manifest holds")
+        say(f"{output} is already exported (manifest verified)")
         return manifest
     kind = to.removeprefix("gguf").removeprefix("-") or "f16"
     with atomic_folder(output) as partial:

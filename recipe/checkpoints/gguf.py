@@ -107,7 +107,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
         tensors = {}
         for tensor in reader.tensors:
             if tensor.data_offset + tensor.n_bytes > size:
-                raise ValueError(f"{tensor.name} lies beyond its end")
+                raise ValueError(f"{tensor.name} is beyond its end")
             tensors[tensor.name] = _lazy(path, tensor)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None

@@ -1,6 +1,6 @@
 """Conversations that teach a model its name and who made it, in English and Chinese.
 
-The held-out questions are worded like none of those trained on: they measure whether the model learned who it is, and
+The unseen questions are worded like none of those trained on: they measure whether the model learned who it is, and
 not a list of sentences.
 """
 
@@ -190,7 +190,7 @@ def training(name: str, organisation: str) -> list[Conversation]:
     ]
 
 
-def held_out() -> tuple[str, ...]:
+def unseen_questions() -> tuple[str, ...]:
     """Questions about the model that `training` does not hold in these words."""
     return _HELD_OUT
 

@@ -1,10 +1,9 @@
-"""Conversations side by side up to a token budget, so that no forward pass computes padding.
+"""Pack conversations side by side up to a token budget, so that no forward pass computes padding.
 
-Best fit decreasing: the longest first, each into the fullest pack that still has room for it (at most 11/9 of the
-fewest packs possible, Johnson 1973; on chat data, where short ones fill the gaps, next to none is lost). No
-conversation is cut or dropped. The system prompt that all begin with stands in a pack once. Which of several equally
-long ones goes where, and the order of the packs, is the seed's and the epoch's; the same numbers give the same packs on
-every machine.
+Best-fit decreasing: the longest first, each into the fullest pack that still has room (at most 11/9 of the smallest
+number of packs, Johnson 1973; chat data has many short conversations that fill the gaps). No conversation is cut or
+dropped. A pack stores the common prefix of all conversations (the system prompt) once. Seed and epoch decide which of
+several equally long conversations goes where, and the order of the packs; the result is the same on every machine.
 """
 
 import itertools
@@ -14,25 +13,25 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 
-def saved(shared: int) -> int:
-    """Tokens of the budget that a conversation does not need where `shared` of its own stand in the pack already.
+def saved_tokens(prefix: int) -> int:
+    """Tokens of the budget that a conversation saves because the pack already stores its prefix of `prefix` tokens.
 
-    They are computed once a pack, but attention keeps a copy of them for each conversation. Its queries, keys, values
-    and outputs are at most a third of an adapted layer's activations on a card, so a third of the tokens stays charged:
-    a full pack keeps no more memory than one long conversation (tests/pascal/test_memory.py).
+    The prefix is computed once per pack, but attention keeps a copy of it for each conversation. Queries, keys, values
+    and outputs are at most a third of an adapted layer's activations on a GPU, so a third of the prefix stays charged:
+    a full pack keeps no more memory than one long conversation (tests/planning/test_memory.py).
     """
-    return shared - math.ceil(shared / 3)
+    return prefix - math.ceil(prefix / 3)
 
 
-def pack(lengths: Sequence[int], budget: int, seed: int, epoch: int = 0, shared: int = 0) -> list[list[int]]:
-    """Packs of indices into `lengths` (tokens, each at least 1): every index once, the tokens of a pack <= budget.
+def pack(lengths: Sequence[int], budget: int, seed: int, epoch: int = 0, prefix: int = 0) -> list[list[int]]:
+    """Packs of indices into `lengths` (tokens, each at least 1): every index once, at most `budget` tokens a pack.
 
-    All begin with the same `shared` tokens, fewer than any length, which a pack has once; see `saved`. A conversation
-    longer than the budget gets a pack of its own. Raises ValueError on a length or budget below 1.
+    `prefix`: length of the common prefix, less than any length, which a pack stores once; see `saved_tokens`. A
+    conversation longer than the budget gets its own pack. Raises ValueError for a length or budget below 1.
     """
     if budget < 1 or (lengths and min(lengths) < 1):
         raise ValueError(f"a budget of {budget} and a shortest length of {min(lengths, default=1)}, expected 1 or more")
-    lengths, budget = [length - saved(shared) for length in lengths], max(1, budget - saved(shared))
+    lengths, budget = [length - saved_tokens(prefix) for length in lengths], max(1, budget - saved_tokens(prefix))
     rng = random.Random(f"{seed} {epoch}")  # noqa: S311 - an order, not a secret
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -59,24 +58,24 @@ def pack(lengths: Sequence[int], budget: int, seed: int, epoch: int = 0, shared:
 
 
 def schedule(
-    lengths: Sequence[int], budget: int, seed: int, epochs: float, per_step: int, shared: int = 0
+    lengths: Sequence[int], budget: int, seed: int, epochs: float, per_step: int, prefix: int = 0
 ) -> list[list[int]]:
     """The packs of a whole run in order: `epochs` passes, packed anew for each, `per_step` of them a step.
 
-    Where the passes end inside a step, the packs that would come next fill it: every step is of one size, and no
-    conversation is left out of a pass. Raises ValueError where there is nothing to pack.
+    If the passes end inside a step, the packs of the next pass fill it: all steps have the same number of packs, and no
+    conversation is left out of a pass. Raises ValueError if there is nothing to pack.
     """
     if not lengths or epochs <= 0:
         raise ValueError(f"{len(lengths)} conversations and {epochs} epochs, expected some of both")
-    passes = [pack(lengths, budget, seed, epoch, shared) for epoch in range(math.ceil(epochs))]
+    passes = [pack(lengths, budget, seed, epoch, prefix) for epoch in range(math.ceil(epochs))]
     part_of_last = epochs - (len(passes) - 1)
     due = sum(map(len, passes[:-1])) + math.ceil(len(passes[-1]) * part_of_last)
-    further = (pack(lengths, budget, seed, epoch, shared) for epoch in itertools.count(len(passes)))
+    further = (pack(lengths, budget, seed, epoch, prefix) for epoch in itertools.count(len(passes)))
     packs = itertools.chain.from_iterable(itertools.chain(passes, further))
     return list(itertools.islice(packs, math.ceil(due / per_step) * per_step))
 
 
-def fill(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: int = 0) -> float:
+def fill(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, prefix: int = 0) -> float:
     """The share of the packs' token budget that conversations need, as `pack` counts it."""
-    needed = sum(lengths[index] - saved(shared) for chosen in packs for index in chosen)
-    return (needed + len(packs) * saved(shared)) / (budget * len(packs))
+    needed = sum(lengths[index] - saved_tokens(prefix) for chosen in packs for index in chosen)
+    return (needed + len(packs) * saved_tokens(prefix)) / (budget * len(packs))

@@ -196,7 +196,7 @@ def _merge(merge: Any) -> tuple[str, str, str]:
 
 
 def _prefix_at_start_only(spec: dict[str, Any]) -> bool:
-    """Whether the dummy prefix stands at the start of the whole text alone: transformers' `legacy=False`."""
+    """Whether the dummy prefix is only at the start of the whole text: transformers' `legacy=False`."""
     step = spec["pre_tokenizer"] or {}
     return any(item.get("prepend_scheme") == "first" for item in step.get("pretokenizers", [step]))
 

@@ -122,7 +122,7 @@ def _recorded(site: Path, folder: Path, package: Package) -> Iterator[File]:
 
 
 def _scripts_of_target(site: Path, name: str) -> str:
-    """Where a recorded file lies: `pip install --target` moves `../../bin` into the folder and does not record it."""
+    """The path of a recorded file: `pip install --target` moves `../../bin` into the folder and does not record it."""
     head, separator, tail = name.partition("/bin/")
     if separator and set(head.split("/")) == {".."} and not (site / name).exists() and (site / "bin" / tail).exists():
         return f"bin/{tail}"

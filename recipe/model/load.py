@@ -127,7 +127,7 @@ def _place(
     expected = getattr(parent, leaf).shape
     if tensor.shape != expected:
         raise ValueError(f"found shape {list(tensor.shape)}, expected {list(expected)}")
-    if precision in quantized.PRECISIONS and quantized.is_quantised(name, parent):
+    if precision in quantized.PRECISIONS and quantized.is_quantized(name, parent):
         _replace(model, parent_name, quantized.linear(tensor, precision, device, dtype))
     else:
         setattr(parent, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
@@ -150,7 +150,7 @@ def _restore(
 
 
 def _is_quantized(model: nn.Module, name: str) -> bool:
-    return quantized.is_quantised(name, model.get_submodule(name.rpartition(".")[0]))
+    return quantized.is_quantized(name, model.get_submodule(name.rpartition(".")[0]))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

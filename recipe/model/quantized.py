@@ -28,7 +28,7 @@ PRECISIONS = ("int8", "nf4")
 SHARD_BYTES = 1_000_000_000
 
 
-def is_quantised(name: str, module: nn.Module) -> bool:
+def is_quantized(name: str, module: nn.Module) -> bool:
     """Whether the tensor `name` of `module` is quantized: the weight of a linear layer of the decoder."""
     return isinstance(module, nn.Linear) and ".layers." in name and name.endswith(".weight")
 
@@ -102,7 +102,7 @@ def find(base: Path, precision: str) -> Path | None:
     if problems:
         say(f"{folder} is damaged and written again: {problems[0]}")
         return None
-    say(f"read {folder}, the {precision} copy of {base}: its manifest holds")
+    say(f"read {folder}, the {precision} copy of {base} (manifest verified)")
     return folder
 
 
@@ -168,7 +168,7 @@ def _modules(
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """(module name, its tensors). In a file a name is module/leaf: the leaves of bitsandbytes contain dots."""
     for name, module in model.named_modules():
-        if is_quantised(f"{name}.weight", module):
+        if is_quantized(f"{name}.weight", module):
             yield name, module.state_dict()
     for name, tensor in rest:
         module_name, _, leaf = name.rpartition(".")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipe.conversations.packing import fill, saved, schedule
+from recipe.conversations.packing import fill, saved_tokens, schedule
 from recipe.conversations.samples import read_samples
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import encode
@@ -113,7 +113,7 @@ def common_prefix(rows: "Dataset") -> int:
             first, length = (ids, before_loss) if first is None else (first, min(length, before_loss))
             same = ids[:length] == first[:length]
             length = length if same.all() else int(same.argmin())
-            if not saved(length):
+            if not saved_tokens(length):
                 return 0
     return length
 

@@ -26,7 +26,7 @@ def test_every_conversation_once_and_no_pack_over_budget(lengths, budget, seed, 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 30), st.integers(1, 200))
 def test_what_all_begin_with_is_charged_once_and_a_third_of_it_for_every_further_one(own, shared, budget):
-    packs = pack([shared + each for each in own], budget, seed=3, shared=shared)
+    packs = pack([shared + each for each in own], budget, seed=3, prefix=shared)
     assert sorted(index for chosen in packs for index in chosen) == list(range(len(own)))
     for chosen in packs:
         charged = shared + sum(own[index] for index in chosen) + (len(chosen) - 1) * -(-shared // 3)

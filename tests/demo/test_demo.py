@@ -49,7 +49,7 @@ def test_it_learned_its_name_for_questions_that_it_never_saw(result):
     assert found["total"] >= 10 and found["base_hits"] == 0 and found["tuned_hits"] >= 0.8 * found["total"]
     lines = (ROOT / "data" / "demo" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     trained_on = {message["content"] for line in lines for message in json.loads(line)["messages"]}
-    assert not trained_on & set(identity.held_out())
+    assert not trained_on & set(identity.unseen_questions())
 
 
 def test_it_says_its_name_when_asked(first, result):

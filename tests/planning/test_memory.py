@@ -148,7 +148,7 @@ def test_one_layer_keeps_and_takes_what_the_arithmetic_says(shape, lengths, targ
 def test_a_full_pack_with_a_shared_beginning_takes_no_more_than_one_long_conversation(half):
     """The beginning is most of each: the copies that attention keeps of it are what `packing.saved` leaves charged."""
     shared, length, budget = 200, 260, 1024
-    packs = pack([length] * 100, budget, seed=0, shared=shared)
+    packs = pack([length] * 100, budget, seed=0, prefix=shared)
     lengths = [length] * len(packs[0])
     assert len(lengths) == 7 > budget // length
     wanted = step(budget, dropout=False, half=half)

@@ -49,16 +49,16 @@ def turns(values: Iterable[int]) -> list[tuple[int, int]]:
     return [(number, counts[number]) for number in range(2, max(counts, default=1) + 1) if counts[number]]
 
 
-def packs(lengths: Sequence[int], budget: int, shared: int) -> dict[str, float]:
-    """How full training packs of at most `budget` tokens get; `shared` is the common prefix that a pack holds once.
+def packs(lengths: Sequence[int], budget: int, prefix: int) -> dict[str, float]:
+    """How full training packs of at most `budget` tokens get; `prefix` is the common prefix that a pack holds once.
 
     `over`: samples longer than a pack, left out here; `padded`: how full rows with one sample each would be.
     """
     fitting = [length for length in lengths if length <= budget]
-    chosen = packing.pack(fitting, budget, seed=0, shared=shared) if fitting else []
+    chosen = packing.pack(fitting, budget, seed=0, prefix=prefix) if fitting else []
     return {
         "packs": len(chosen),
-        "fullness": round(packing.fill(chosen, fitting, budget, shared), 4) if chosen else 0.0,
+        "fullness": round(packing.fill(chosen, fitting, budget, prefix), 4) if chosen else 0.0,
         "padded": round(sum(fitting) / (budget * len(fitting)), 4) if fitting else 0.0,
         "over": len(lengths) - len(fitting),
     }
@@ -76,7 +76,7 @@ def common_prefix(file: Path, template: str, tokenizer: Any) -> int:
         for question in ("a", "1"):
             ids = prompt_ids(tokenizer, template, [*head, Message("user", question)])
             prefix = ids if prefix is None else _common(prefix, ids)
-        if not packing.saved(len(prefix or [])):
+        if not packing.saved_tokens(len(prefix or [])):
             return 0
     return len(prefix or [])
 

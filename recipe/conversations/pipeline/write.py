@@ -111,15 +111,15 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: An
     train, val = SplitFile(folder / "train.jsonl"), SplitFile(folder / "val.jsonl")
     if not any(True for _ in selection.kept()):
         message = nothing_left(selection.accounts.values())
-        raise NothingLeftError(message, summarize(corpus, selection, train, val, shared=0))
+        raise NothingLeftError(message, summarize(corpus, selection, train, val, prefix=0))
     boundary = split_boundary((selection.position[index] for index in selection.kept()), corpus.val_fraction)
     repeats = repetitions(plan, selection, boundary)
     with train, val:
         for copy in range(1, math.ceil(max(repeats.values(), default=1)) + 1):
             shares = [repeats.get(source, 1.0) - (copy - 1) for source in range(len(selection.sources))]
             copy_samples(selection, work, train, val if copy == 1 else None, boundary, copy, shares, corpus.seed)
-    shared = stats.common_prefix(train.path, corpus.template, tokenizer)
-    return summarize(corpus, selection, train, val, shared)
+    prefix = stats.common_prefix(train.path, corpus.template, tokenizer)
+    return summarize(corpus, selection, train, val, prefix)
 
 
 def select(corpus: Corpus, work: Path, count: int, rejects: IO[str]) -> Selection:
@@ -321,7 +321,7 @@ def _read_samples(work: Path, number: int) -> Iterator[tuple[Row, list[bytes]]]:
         yield row, [lines.read(sample[0]) for sample in row.samples]
 
 
-def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: SplitFile, shared: int) -> dict[str, Any]:
+def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: SplitFile, prefix: int) -> dict[str, Any]:
     """What the manifest records and the reports show: plain JSON values."""
     files = {"train": train, "val": val}
     tokens = [*train.tokens, *val.tokens]
@@ -342,6 +342,6 @@ def summarize(corpus: Corpus, selection: Selection, train: SplitFile, val: Split
         "lengths": stats.lengths(tokens),
         "histogram": stats.histogram(tokens, corpus.max_length),
         "turns": stats.turns([*train.turns, *val.turns]),
-        "shared_prefix": shared,
-        "packs": {str(budget): stats.packs(train.tokens, budget, shared) for budget in stats.BUDGETS},
+        "shared_prefix": prefix,
+        "packs": {str(budget): stats.packs(train.tokens, budget, prefix) for budget in stats.BUDGETS},
     }

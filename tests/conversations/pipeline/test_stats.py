@@ -56,7 +56,7 @@ def test_packs_by_hand() -> None:
 
 @given(st.lists(st.integers(31, 512), min_size=1, max_size=60), st.sampled_from([0, 30]))
 def test_packs_are_those_of_training(values: list[int], shared: int) -> None:
-    chosen = pack(values, 512, seed=7, epoch=3, shared=shared)
+    chosen = pack(values, 512, seed=7, epoch=3, prefix=shared)
     assert stats.packs(values, 512, shared)["packs"] == len(chosen)
 
 
