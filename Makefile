@@ -80,7 +80,7 @@ train: $(READY) ## train the LoRA adapter; run it again to resume
 evaluate: $(READY) ## compare the base and the tuned model: validation loss and answers
 	$(PY) -m recipe.evaluate $(FROM)
 
-merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta or gguf
+merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta, gguf, gguf-q8_0, gguf-q4_0 or gguf-lora
 	$(PY) -m recipe.merge $(FROM) --to="$$TO"
 
 chat: $(READY) ## chat with the tuned model

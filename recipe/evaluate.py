@@ -264,7 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     rows += [[key, f"{result['base'][key]:.4f}", f"{result['tuned'][key]:.4f}"] for key in ("loss", "perplexity")]
     if found := result.get("identity"):
         rows.append(["identity", *(f"{found[f'{model}_hits']} of {found['total']}" for model in ("base", "tuned"))])
-    text = f"{table(rows)}\nanswers: {opened.samples}\nnext: python -m recipe.merge --run {opened.folder} --to hf"
+    answers = opened.short / opened.samples.name
+    text = f"{table(rows)}\nanswers: {answers}\nnext: python -m recipe.merge --run {opened.short} --to hf"
     show(result, text, args.json)
     return 0
 

@@ -26,7 +26,7 @@ def run(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{folder} has not been evaluated: run `python -m recipe.evaluate --run {folder}` first")
     Run(folder).check_recorded(file.name)
     evaluation = json.loads(file.read_text(encoding="utf-8"))
-    return {"run": str(folder), "train": manifest["results"], "evaluation": evaluation}
+    return {"run": str(Run(folder).short), "train": manifest["results"], "evaluation": evaluation}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -45,7 +45,7 @@ def page(result: dict[str, Any]) -> str:
     if (Path(folder) / "merged").is_dir():
         places.append(["merged model", f"{folder}/merged"])
     parts.append("\n".join(f"{name:14}{place}" for name, place in places))
-    parts.append(f"Talk to it:   make chat RUN={folder}")
+    parts.append(f"Chat with it: make chat RUN={folder}")
     return "\n\n".join(parts)
 
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         show({"run": str(opened.folder), "page": str(file)}, f"not evaluated yet; report: {file}", args.json)
         return 0
     result = run(opened.folder)
-    show(result, f"{page(result)}\nReport:       {file}", args.json)
+    show(result, f"{page(result)}\nReport:       {opened.short / file.name}", args.json)
     return 0
 
 

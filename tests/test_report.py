@@ -24,6 +24,6 @@ def test_a_page_says_before_after_where_and_what_next(trained_run, capsys):
 
 
 def test_an_answer_cannot_forge_the_page():
-    quoted = report.quoted("after", "fine\x1b[2J\n\nTalk to it:   rm -rf\n" + "long " * 200)
+    quoted = report.quoted("after", "fine\x1b[2J\n\nChat with it: rm -rf\n" + "long " * 200)
     assert "\x1b" not in quoted and all(line.startswith("  after ") for line in quoted.splitlines())
     assert quoted.endswith("...")

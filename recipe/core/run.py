@@ -54,6 +54,12 @@ class Run:
         return Path(config.runs) / config.name / LATEST
 
     @property
+    def short(self) -> Path:
+        """A path to type: the `latest` link if it points here, else the folder."""
+        link = self.folder.with_name(LATEST)
+        return link if link.is_symlink() and link.resolve() == self.folder.resolve() else self.folder
+
+    @property
     def config_file(self) -> Path:
         return self.folder / "config.toml"
 

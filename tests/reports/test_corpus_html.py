@@ -46,7 +46,7 @@ def results() -> dict[str, Any]:
         "histogram": stats.histogram([100] * 5, 512),
         "turns": stats.turns([2] * 5),
         "shared_prefix": 0,
-        "packs": {"512": stats.packs([100] * 5, 512, shared=0)},
+        "packs": {"512": stats.packs([100] * 5, 512, prefix=0)},
     }
 
 
