@@ -36,7 +36,7 @@ def test_a_histogram_counts_everything_once(case: tuple[int, list[int]]) -> None
 
 @given(st.lists(st.integers(1, 700), max_size=60))
 def test_packs_hold_everything_that_fits_and_no_more(values: list[int]) -> None:
-    found = stats.packs(values, 512, shared=0)
+    found = stats.packs(values, 512, prefix=0)
     fitting = [value for value in values if value <= 512]
     assert found["over"] == len(values) - len(fitting)
     assert -(-sum(fitting) // 512) <= found["packs"] <= len(fitting)
@@ -46,7 +46,7 @@ def test_packs_hold_everything_that_fits_and_no_more(values: list[int]) -> None:
 
 
 def test_packs_by_hand() -> None:
-    assert stats.packs([300, 200, 212, 312, 512, 600], 512, shared=0) == {
+    assert stats.packs([300, 200, 212, 312, 512, 600], 512, prefix=0) == {
         "packs": 3,
         "fullness": 1.0,
         "padded": 0.6,
