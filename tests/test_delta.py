@@ -56,7 +56,7 @@ def test_base_and_delta_give_the_tuned_model(models, tmp_path: Path, capsys) -> 
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
     capsys.readouterr()
     assert command("apply", base, difference, tmp_path / "out") == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_a_base_of_metas_format_gives_the_same(models, tmp_path: Path) -> None:

