@@ -11,6 +11,7 @@ from recipe.core.run import Run
 from recipe.reports.run_html import RunView, Table
 
 MODELS = ("base", "tuned")
+COLUMNS = (*MODELS, "difference")  # JSON files are sorted by key, so the order is named wherever it matters
 
 
 def read_view(run: Run) -> RunView:
@@ -85,14 +86,14 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     intervals = evaluation.get("intervals", {})
     rows: list[list[object]] = [["", "base", "tuned", "difference"]]
     for key, title in (("loss", "validation loss"), ("bits_per_byte", "bits per byte")):
-        rows.append([title, *map(_bounds, intervals[key].values())] if key in intervals else [title, "", "", ""])
+        rows.append([title, *_columns(intervals[key])] if key in intervals else [title, "", "", ""])
     rows.append(["perplexity", *(f"{evaluation[name]['perplexity']:.3f}" for name in MODELS), ""])
     if probe := evaluation.get("forgetting"):
-        rows.append(["unrelated text, bits per byte", *(_bounds(probe[name]) for name in (*MODELS, "difference"))])
+        rows.append(["unrelated text, bits per byte", *_columns(probe)])
     for name, item in evaluation.get("texts", {}).items():
-        rows.append([f"{name}, bits per byte", *(_bounds(item[key]) for key in (*MODELS, "difference"))])
+        rows.append([f"{name}, bits per byte", *_columns(item)])
     for name, item in evaluation.get("choices", {}).items():
-        rows.append([f"{name}, accuracy", *map(_bounds, item["accuracy"].values())])
+        rows.append([f"{name}, accuracy", *_columns(item["accuracy"])])
     if found := evaluation.get("instructions"):
         rows.append(["instructions followed, strict", *(f"{found[name]['strict']:.1%}" for name in MODELS), ""])
         rows.append(["instructions followed, loose", *(f"{found[name]['loose']:.1%}" for name in MODELS), ""])
@@ -110,10 +111,7 @@ def _groups(intervals: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _group_table(title: str, groups: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[list[object]] = [["", "conversations", "base", "tuned", "difference"]]
-    rows += [
-        [group["name"], group["conversations"], *(_bounds(group[key]) for key in (*MODELS, "difference"))]
-        for group in groups
-    ]
+    rows += [[group["name"], group["conversations"], *_columns(group)] for group in groups]
     return Table(f"Validation loss: {title.lower()}", rows)
 
 
@@ -132,6 +130,10 @@ def _facts(run: Run, manifest: Mapping[str, Any] | None) -> dict[str, str]:
     facts |= {f"output: {name}": item["sha256"] for name, item in manifest["outputs"].items()}
     facts["code"] = str(manifest.get("code", ""))
     return facts | {name: str(value) for name, value in manifest.get("environment", {}).items() if value}
+
+
+def _columns(intervals: Mapping[str, Sequence[float]]) -> list[str]:
+    return [_bounds(intervals[name]) for name in COLUMNS]
 
 
 def _bounds(values: Sequence[float]) -> str:

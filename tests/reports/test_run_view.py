@@ -47,7 +47,13 @@ def test_a_finished_run_has_curves_tables_and_answers(trained_run, capsys):
         assert words in text
     run.record("config.toml")  # the fixture wrote its paths anew
     assert provenance.main(["verify", str(run.folder)]) == 0
-    assert "| validation loss |" in (run.folder / "report.md").read_text()
+    result = json.loads(run.eval_json.read_text())
+    row = next(
+        line for line in (run.folder / "report.md").read_text().splitlines() if line.startswith("| validation l")
+    )
+    wanted = (result["base"]["loss"], result["tuned"]["loss"], result["tuned"]["loss"] - result["base"]["loss"])
+    for cell, value in zip(row.split("|")[2:5], wanted, strict=True):
+        assert cell.strip().startswith(f"{value:.3f} [")
 
 
 def test_an_unfinished_run_shows_what_there_is(trained_run):
