@@ -37,8 +37,9 @@ BATCH = 16  # prompts per batch: on a CPU most of the time of a step is spent on
 def run(config: Config, opened: Run) -> dict[str, Any]:
     """Evaluate a finished run; returns the content of its eval.json.
 
-    Keys: base and tuned (loss in nats per trained token, perplexity, bits_per_byte, tokens), identity (base_hits,
-    tuned_hits, total: answers to unseen questions that contain the taught name), answers, provenance.
+    Keys: base and tuned (loss in nats per trained token, perplexity, bits_per_byte, tokens), intervals (see
+    `losses.summarize`), forgetting (see `scoring.forgetting`), identity (base_hits, tuned_hits, total: answers to
+    unseen questions that contain the taught name), answers, provenance; on request texts, choices and instructions.
     Raises RecipeError if the run, its base or its corpus was altered or is another one.
     """
     from recipe.evaluation import losses, scoring
@@ -90,7 +91,8 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
     The corpus is verified here, the run and its base by `open_run`, before they are read.
     """
     paths = {"base": Path(config.base.path), "corpus": Path(config.corpus.path)}
-    files = {path: Path(path) for path in (*config.evaluate.texts, *config.evaluate.choices)}
+    asked = (*config.evaluate.texts, *config.evaluate.choices)
+    files = {f"file {number}: {Path(path).name}": Path(path) for number, path in enumerate(asked)}  # no machine's path
     check_intact(opened.folder)
     check_inputs(opened.folder, paths)
     check_intact(paths["corpus"])

@@ -115,3 +115,29 @@ def test_a_strange_eval_json_is_evaluated_again(trained_run):
         run.eval_json.write_text(text)
         assert evaluate.find_earlier(run, {"config": {}, "inputs": {}}) is None
     assert evaluate.run(config, run)["answers"]
+
+
+def test_texts_choices_and_instructions_are_scored_on_request(trained_run, tmp_path, capsys):
+    config, run = trained_run
+    text, quiz = tmp_path / "notes.txt", tmp_path / "quiz.jsonl"
+    text.write_text("The sky is blue.\n\nThe grass is green, and the sea is wide.")
+    quiz.write_text(json.dumps({"question": "Which colour?", "choices": ["blue", "green"], "answer": 0}) + "\n")
+    wanted = dataclasses.replace(config.evaluate, texts=(str(text),), choices=(str(quiz),), instructions=True)
+    result = evaluate.run(dataclasses.replace(config, evaluate=wanted), run)
+    base, tuned, difference = (result["texts"]["notes.txt"][name][0] for name in ("base", "tuned", "difference"))
+    assert base > 0 and difference == pytest.approx(tuned - base)
+    assert result["choices"]["quiz.jsonl"]["questions"] == 1
+    assert result["choices"]["quiz.jsonl"]["accuracy"]["base"][0] in (0, 1)
+    assert result["instructions"]["base"]["prompts"] == 60 and len(result["answers"]) == 62
+    assert result["forgetting"]["worse"] == (result["forgetting"]["difference"][1] > 0)
+    assert str(tmp_path) not in json.dumps(result["provenance"])
+    text.write_text("Something else.")
+    again = evaluate.run(dataclasses.replace(config, evaluate=wanted), run)
+    assert again["texts"] != result["texts"]
+
+
+def test_a_missing_quiz_is_one_sentence(trained_run, tmp_path, capsys):
+    _, run = trained_run
+    missing = tmp_path / "none.jsonl"
+    assert entry(lambda: evaluate.main(["--run", str(run.folder), "--set", f'evaluate.choices=["{missing}"]'])) == 1
+    assert f"{missing} does not exist" in capsys.readouterr().err and not run.eval_json.exists()

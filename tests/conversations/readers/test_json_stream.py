@@ -1,4 +1,4 @@
-"""Whole records come out of any file, and what is lost is said."""
+"""Every whole record of a file is read, and what cannot be read is reported."""
 
 import gzip
 import hashlib
