@@ -16,6 +16,7 @@ from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST, atomic_folder, sha256
 from recipe.core.manifest import check_intact, hash_inputs, read_manifest, verify, write_manifest
+from recipe.core.run import quantized_folder
 from recipe.core.text import say
 from recipe.pascal import int8
 from recipe.pascal.int8 import Int8Linear
@@ -80,15 +81,9 @@ def _empty_nf4(shape: Iterable[int], dtype: torch.dtype) -> "Linear4bit":
     return Linear4bit(columns, rows, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
 
 
-def folder_of(base: Path, precision: str) -> Path:
-    """The folder of the copy, beside the weights: weights/llama-7b-int8."""
-    base = Path(base)
-    return base.with_name(f"{base.name}-{precision}")
-
-
 def find(base: Path, precision: str) -> Path | None:
     """The folder of the copy if it was made from these weights by this code and every hash in it holds; else None."""
-    folder = folder_of(base, precision)
+    folder = quantized_folder(base, precision)
     if precision not in PRECISIONS or not _may_be_ours(folder) or not (base / MANIFEST).is_file():
         return None
     try:
@@ -124,7 +119,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
     Raises RecipeError if the weights that were read are not those of their manifest: the copy would carry its
     fingerprint and other numbers.
     """
-    folder = folder_of(base, precision)
+    folder = quantized_folder(base, precision)
     if not (base / MANIFEST).is_file():
         return  # without a manifest there is nothing to compare a copy with
     check_intact(base)

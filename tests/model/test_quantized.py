@@ -14,6 +14,7 @@ from torch import nn
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST
 from recipe.core.manifest import verify
+from recipe.core.run import quantized_folder
 from recipe.model import load, quantized
 from recipe.model.load import load_cached
 from recipe.planning import memory
@@ -95,7 +96,7 @@ def test_a_run_trains_on_nf4_and_its_base_stays(kernels, tiny_run, base, monkeyp
 @pytest.mark.parametrize("precision", quantized.PRECISIONS)
 def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precision, capsys, monkeypatch):
     first = load_cached(base, precision, CPU)
-    folder = quantized.folder_of(base, precision)
+    folder = quantized_folder(base, precision)
     assert f"wrote {folder}" in capsys.readouterr().err and verify(folder) == []
     monkeypatch.setattr(load, "read_tensors", lambda path: pytest.fail("the weights were read again"))
     second = load_cached(base, precision, CPU)
@@ -106,7 +107,7 @@ def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precisi
 def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
     monkeypatch.setattr(quantized, "SHARD_BYTES", 20_000)
     first = load_cached(base, "int8", CPU)
-    files = sorted(quantized.folder_of(base, "int8").glob("*.safetensors"))
+    files = sorted(quantized_folder(base, "int8").glob("*.safetensors"))
     assert len(files) > 2
     assert sum(file.stat().st_size for file in files) < (base / "model.safetensors").stat().st_size
     assert same_bits(first, load_cached(base, "int8", CPU))
@@ -114,7 +115,7 @@ def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
 
 def test_a_damaged_copy_is_said_and_made_again(base, capsys):
     first = load_cached(base, "int8", CPU)
-    file = next(quantized.folder_of(base, "int8").glob("*.safetensors"))
+    file = next(quantized_folder(base, "int8").glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -141,7 +142,7 @@ def test_altered_weights_are_refused_and_leave_no_copy(base, capsys):
     file.write_bytes(good[:-2] + bytes(2))
     with pytest.raises(RecipeError, match=r"model\.safetensors was altered"):
         load_cached(base, "int8", CPU)
-    assert not quantized.folder_of(base, "int8").exists()
+    assert not quantized_folder(base, "int8").exists()
     file.write_bytes(good)
     load_cached(base, "int8", CPU)
     assert quantized.find(base, "int8")
@@ -149,16 +150,16 @@ def test_altered_weights_are_refused_and_leave_no_copy(base, capsys):
 
 def test_a_file_that_no_manifest_lists_is_not_read(base):
     first = load_cached(base, "int8", CPU)
-    for folder in (base, quantized.folder_of(base, "int8")):
+    for folder in (base, quantized_folder(base, "int8")):
         save_file({"model.norm.weight": torch.zeros(48)}, folder / "a.safetensors")
         save_file({"model.norm/weight": torch.zeros(48)}, folder / "b.safetensors")
     assert same_bits(first, load_cached(base, "int8", CPU))
-    shutil.rmtree(quantized.folder_of(base, "int8"))
+    shutil.rmtree(quantized_folder(base, "int8"))
     assert same_bits(first, load_cached(base, "int8", CPU))
 
 
 def test_another_folder_of_that_name_is_left_alone(base, capsys):
-    folder = quantized.folder_of(base, "int8")
+    folder = quantized_folder(base, "int8")
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
     load_cached(base, "int8", CPU)
