@@ -43,9 +43,8 @@ def run(config: Config) -> dict[str, Any]:
         from recipe.model.load import default_device
 
         stop.raise_if_signaled()
-        sizing.check_numbers(config)
         device = default_device()
-        check_device(config, device)
+        check_requirements(config, device)
         logging.set_verbosity_error()
         inputs, copy = read_inputs(config)
         settings = read_settings(config)
@@ -129,10 +128,14 @@ def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.de
     return model
 
 
-def check_device(config: Config, device: "torch.device") -> None:
-    """Raises UnfitError if the device cannot do this run, before anything is read."""
+def check_requirements(config: Config, device: "torch.device") -> None:
+    """Raises UsageError if settings contradict each other, UnfitError if the device cannot do this run.
+
+    Nothing is read before.
+    """
     import torch
 
+    sizing.check_numbers(config)
     if device.type != "cuda":
         if reason := sizing.explain_no_cpu(config, sizing.known_shape(config)):
             raise UnfitError(reason)

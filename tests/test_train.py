@@ -279,7 +279,7 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some GPU of .*sm_60.*P100"):
-        train.check_device(tiny_run, torch.device("cuda"))
+        train.check_requirements(tiny_run, torch.device("cuda"))
 
 
 def test_fp16_accumulation_needs_a_gpu_and_int8(tiny_run):
@@ -316,7 +316,7 @@ def test_fp16_accumulation_reaches_every_int8_layer(tiny_run, monkeypatch):
     monkeypatch.setattr(prepare, "accumulate_in_fp16", accumulate)
     plain = train.run(tiny_run)
     assert not used
-    monkeypatch.setattr(train, "check_device", lambda config, device: None)
+    monkeypatch.setattr(train, "check_requirements", lambda config, device: None)
     manifest = train.run(changed(tiny_run, matmul_accumulation="fp16"))
     forward = {(48, 48), (48, 24), (48, 96), (96, 48)}
     assert {tuple(shape) for shape in used} == forward | {shape[::-1] for shape in forward}

@@ -85,7 +85,7 @@ def test_nf4_on_a_cpu_says_what_it_needs():
 def test_a_run_trains_on_nf4_and_its_base_stays(kernels, tiny_run, base, monkeypatch):
     from recipe import train
 
-    monkeypatch.setattr(train, "check_device", lambda config, where: None)  # the kernels are not those of a card
+    monkeypatch.setattr(train, "check_requirements", lambda config, where: None)  # the kernels are not those of a card
     config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, precision="nf4", path=str(base)))
     results = train.run(config)["results"]
     assert results["last_loss"] < results["first_loss"]
