@@ -263,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         text += f" (logits within {manifest['results']['logit_error']:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"
+    if "run" in job.inputs:
+        text += f"\nits validation loss: python -m recipe.evaluate --run {job.inputs['run']} --exports"
     show(manifest, text, args.json)
     return 0
 
