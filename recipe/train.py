@@ -107,11 +107,12 @@ def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
 
 
 def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> "PeftModel":
-    """The base with a fresh adapter, prepared for training."""
+    """The base with a new adapter, or with that of `lora.start`, prepared for training."""
     from recipe.model import accumulation
     from recipe.model.adapter import add_adapter
     from recipe.model.load import load_base, save_copy
     from recipe.model.prepare import prepare_for_training
+    from recipe.model.start import continue_adapter
     from recipe.pascal.gemm import int8_shapes
 
     base, precision, settings = Path(config.base.path), config.base.precision, config.train
@@ -120,7 +121,7 @@ def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.de
     frozen = load_base(base, precision, device, copy)
     if copy is None:
         save_copy(frozen, base, precision)
-    model = add_adapter(frozen, config.lora, settings.seed)
+    model = (continue_adapter if config.lora.start else add_adapter)(frozen, config.lora, settings.seed)
     choice = None
     if settings.matmul_accumulation == "fp16":
         choice = accumulation.choose(opened.matmul, int8_shapes(model), settings.micro_batch_tokens, device)
@@ -167,17 +168,18 @@ def recomputed_layers(config: Config, device: "torch.device") -> int:
 
 
 def read_inputs(config: Config) -> tuple[dict[str, str], Path | None]:
-    """(hashes of base and corpus, the quantized copy of the base if there is one), all verified.
+    """(hashes of base, corpus and lora.start, the quantized copy of the base if there is one), all verified.
 
     With a copy, the weights it was made from are neither read nor hashed.
     """
     from recipe.model.load import verify_base
+    from recipe.model.start import hash_start
 
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
     copy = verify_base(base, config.base.precision)
     check_intact(corpus)
-    return hash_inputs({"base": base, "corpus": corpus}), copy
+    return hash_inputs({"base": base, "corpus": corpus}) | hash_start(config), copy
 
 
 def read_settings(config: Config) -> dict[str, Any]:

@@ -123,6 +123,13 @@ class Lora:
     target_modules: tuple[str, ...] = opt(
         ("q_proj", "v_proj"), "linear layers of the decoder that get an adapter", choices=LINEARS
     )
+    start: str = opt(
+        "",
+        "an adapter to continue from on other data: the folder of a finished run, or of an adapter of peft or "
+        "alpaca-lora; empty: a new one",
+        hashed=False,
+        kind="path",
+    )
 
 
 @dataclass(frozen=True)
