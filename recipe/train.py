@@ -56,7 +56,11 @@ def run(config: Config) -> dict[str, Any]:
         report_unfinished(opened, config)
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
-            results = train(config, opened, copy, device, stop)
+            results = (
+                train(config, opened, copy, device, stop)
+                if config.train.epochs
+                else adopt(config, opened, copy, device)
+            )
             opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
@@ -89,6 +93,20 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     results = trainer.results(trainer.final_loss())
     save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
+
+
+def adopt(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> dict[str, Any]:
+    """The adapter of `lora.start` as it is, as a run that every other stage can use; the results for the manifest."""
+    from recipe.model.likelihood import validation_nll
+    from recipe.model.load import load_tokenizer
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    file = Path(config.corpus.path) / "val.jsonl"
+    rows = encode_file(file, load_tokenizer(Path(config.base.path)), config.corpus.template)
+    model = load_model(config, opened, copy, device)
+    nll, tokens = validation_nll(model, PackedDataset(rows, config.train.micro_batch_tokens))
+    save_adapter(model, opened.adapter, config)
+    return {"steps": 0, "trained_tokens": 0, "validation_loss": nll / tokens}
 
 
 def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
@@ -226,13 +244,13 @@ def preview(config: Config) -> dict[str, Any]:
     """The result of --dry-run: the folder of the run, its inputs and its number of steps."""
     sizing.check_numbers(config)
     inputs, _ = read_inputs(config)
-    data, _ = load_data(config)
+    data = load_data(config)[0] if config.train.epochs else None
     per_step = config.train.gradient_accumulation_steps
     return {
         "run": str(build_run(config, read_settings(config), inputs).folder),
-        "samples": len(data.lengths),
+        "samples": len(data.lengths) if data else 0,
         "tokens_per_step": config.train.micro_batch_tokens * per_step,
-        "steps": len(data) // per_step,
+        "steps": len(data) // per_step if data else 0,
         "inputs": inputs,
     }
 

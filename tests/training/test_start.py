@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from recipe import train
+from recipe import report, train
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.lineage import trace
@@ -26,14 +28,14 @@ def child(config: Config, start: object, **lora: object) -> Config:
     return dataclasses.replace(config, name="child", lora=lora, train=changed)
 
 
+def plain_base(config: Config):
+    return AutoModelForCausalLM.from_pretrained(config.base.path, torch_dtype=torch.float32)
+
+
 def save_by_peft(config: Config, folder, **settings: object):
     """An adapter of plain peft on the tiny base, with a B that is not zero; its logits."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(config.base.path, torch_dtype=torch.float32)
     plain = {"r": 4, "lora_alpha": 8, "target_modules": list(config.lora.target_modules)}
-    tuned = get_peft_model(base, LoraConfig(**{**plain, **settings})).eval()
+    tuned = get_peft_model(plain_base(config), LoraConfig(**{**plain, **settings})).eval()
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
@@ -76,6 +78,37 @@ def test_an_adapter_of_peft_is_trained_further(trained_run, tmp_path):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e-2))
     results = train.run(config)["results"]
     assert results["last_loss"] < results["first_loss"]
+
+
+def test_an_adapter_of_peft_becomes_a_run_without_training(trained_run, tmp_path, capsys):
+    """Then every stage works on it: here evaluation, merge and chat."""
+    from recipe import chat, evaluate, merge
+
+    config, _ = trained_run
+    expected = save_by_peft(config, tmp_path / "theirs", use_rslora=True)
+    config = child(config, tmp_path / "theirs")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0.0))
+    assert train.preview(config)["steps"] == 0
+    manifest = train.run(config)
+    run = Run(Run.latest(config).resolve())
+    tuned = PeftModel.from_pretrained(plain_base(config), run.adapter).eval()
+    with torch.no_grad():
+        assert torch.equal(tuned(input_ids=IDS).logits, expected)
+    result = evaluate.run(config, run)
+    assert result["tuned"]["loss"] == pytest.approx(manifest["results"]["validation_loss"], rel=1e-5)
+    assert result["tuned"]["loss"] != pytest.approx(result["base"]["loss"], rel=1e-2)
+    merge.run(config, run.folder, "hf")
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(run.merged(), torch_dtype=torch.float32)(input_ids=IDS).logits
+    assert (merged - expected).abs().max() < 0.02 * expected.std()
+    assert chat.main(["--run", str(run.folder), "--prompt", "Hi", "--max-new-tokens", "4"]) == 0
+    report.main(["--run", str(run.folder)])
+    assert "after 0 steps" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_an_adapter_zero_epochs_are_refused(tiny_run):
+    with pytest.raises(UsageError, match=r"train\.epochs is 0"):
+        train.run(dataclasses.replace(tiny_run, train=dataclasses.replace(tiny_run.train, epochs=0.0)))
 
 
 def test_a_changed_parent_is_another_run(trained_once, tmp_path):
