@@ -228,15 +228,19 @@ def report_unfinished(opened: Run, config: Config) -> None:
 
 
 def save_adapter(model: "PeftModel", folder: Path, config: Config) -> None:
-    """Save the adapter with tokenizer and chat template, and check it on the disk before it takes its place."""
-    from recipe.checkpoints.tokenizer import copy_files
+    """Save the adapter with tokenizer, chat template and end tokens, and check it before it takes its place."""
+    from recipe.checkpoints import hf_config, tokenizer
     from recipe.conversations.templates.export import write_chat_template
+    from recipe.conversations.tokens import end_ids
     from recipe.model.adapter import check_adapter, write_adapter
+    from recipe.model.load import load_tokenizer
 
+    base, template = Path(config.base.path), config.corpus.template
     with atomic_folder(folder, replace_any=True) as partial:
         write_adapter(model, partial)
-        copy_files(Path(config.base.path), partial)
-        write_chat_template(partial, config.corpus.template)
+        tokenizer.copy_files(base, partial)
+        write_chat_template(partial, template)
+        hf_config.copy_generation(base, partial, end_ids(load_tokenizer(base), template))
         check_adapter(partial)
 
 
