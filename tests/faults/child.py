@@ -24,7 +24,7 @@ DEFECT = 99
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: its exit status (negative: a signal), its messages, and how many calls it made."""
+    """How a stage ended: its exit status (negative: a signal), its stderr, and how many calls it made."""
 
     status: int
     messages: str
@@ -136,7 +136,7 @@ def run(main: Callable[[], int], folder: Path, fault: Fault | None = None, setup
             os.waitpid(process, 0)
             return Outcome(HUNG, log.read_text(errors="replace"), 0)
         time.sleep(0.005)
-    calls = int(count.read_text()) if count.is_file() else 0
+    calls = int(count.read_text() or 0) if count.is_file() else 0
     return Outcome(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"), calls)
 
 
@@ -149,17 +149,18 @@ def _in_child(
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(handle, 2)
         sys.stdout, sys.stderr = (
             os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False) for number in (1, 2)
         )
         os.chdir(folder)
-        setup()
+        counted = os.open(count, os.O_WRONLY | os.O_CREAT)
+        setup()  # after it no file may be opened, where it limits their number
         watch = Watch(folder, fault)
         code = entry(main)
         watch.inside = True
-        count.write_text(str(watch.calls))
+        os.write(counted, str(watch.calls).encode())
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
