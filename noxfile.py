@@ -38,6 +38,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --flips 1000, --cases 1000000."""
+    folders = ["tests/faults", "tests/hostile"]
+    session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""
     session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)

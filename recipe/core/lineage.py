@@ -14,7 +14,6 @@ from recipe.core.manifest import differences, hash_inputs, read_manifest, verify
 from recipe.core.run import RECORDS, Run, records_problems
 from recipe.core.text import printable, snippet
 
-OWN = (".lock", RECORDS)  # of a run; its other files are in a manifest
 # Parts of a manifest -> in words, and whether a difference can change a result.
 PARTS = {
     "config": ("config", "yes"),
@@ -42,12 +41,13 @@ def verify_all(folder: Path) -> list[str]:
 def _list_uncovered(folder: Path, nested: list[Path]) -> Iterator[str]:
     """Files that neither the manifest, the records of a run, nor the manifest of an inner artefact list."""
     inner = {path.relative_to(folder).as_posix(): set(list_unlisted(path)) for path in nested}
-    recorded = set(Run(folder).records()) | set(OWN)
+    recorded = {*Run(folder).records(), RECORDS}
     for name in list_unlisted(folder):
         owner = next((prefix for prefix in inner if name.startswith(f"{prefix}/")), None)
         if owner is not None and name.removeprefix(f"{owner}/") not in inner[owner]:
             continue
-        if name not in recorded:
+        is_lock = name.startswith(".") and name.endswith(".lock")  # of a process that works here, or was killed
+        if name not in recorded and not is_lock:
             yield name
 
 
