@@ -16,6 +16,7 @@ from recipe.core.errors import RecipeError
 from recipe.model.likelihood import autocast, causal_lm
 from recipe.serving.text import TextStream, TokenBytes
 
+GREEDY = 1e-4  # a temperature below this is 0: logits divided by it would overflow
 SCORED = 256  # positions whose logits over the whole vocabulary are in memory at once
 
 
@@ -145,6 +146,7 @@ class Engine:
             yield Piece(text.close(), tuple(waiting), finish, count)
         except Exception:
             past.cache = None  # a forward pass that failed leaves layers of different lengths
+            self.forget()  # and where memory was short, the next answer needs what the other model keeps
             raise
         finally:
             if past.cache is not None:
@@ -212,7 +214,7 @@ class _Chooser:
         from transformers.generation import logits_process as processors
 
         sampling = request.sampling
-        self.device, self.greedy = device, sampling.temperature == 0
+        self.device, self.greedy = device, sampling.temperature < GREEDY
         self.steps: list[Any] = []
         if sampling.repetition_penalty != 1:
             self.steps.append(processors.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
