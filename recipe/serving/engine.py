@@ -60,7 +60,7 @@ class Piece:
     """The next part of an answer. The last one has `finish`: stop, length or cancelled."""
 
     text: str
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[Token, ...] = ()  # where log-probabilities are asked for; the token that ends the answer included
     finish: str | None = None
     count: int = 0  # tokens generated so far, the end token included
 
@@ -130,12 +130,12 @@ class Engine:
                 logits = self._step(request.model, past, ids)
                 token = choose(logits, ids)
                 count += 1
+                if request.logprobs is not None:
+                    waiting.append(_scored(logits, token, request.logprobs, len(text.raw)))
                 if token in request.ends:
                     finish = "stop"
                     break
                 ids.append(token)
-                if request.logprobs is not None:
-                    waiting.append(_scored(logits, token, request.logprobs, len(text.raw)))
                 shown = text.push(self.bytes(token))
                 ready = [item for item in waiting if item.start < text.sent]
                 waiting = waiting[len(ready) :]

@@ -18,7 +18,7 @@ from recipe.conversations.messages import Message
 from recipe.core.errors import UsageError
 from recipe.serving import server as server_module
 from recipe.serving.access import Access
-from recipe.serving.engine import Engine, Sampling
+from recipe.serving.engine import Engine, Request, Sampling
 from recipe.serving.worker import Worker
 
 CHAT = {"model": "tuned", "messages": [{"role": "user", "content": "Which colour is the sky?"}], "max_tokens": 12}
@@ -88,7 +88,8 @@ def test_completions_with_several_prompts(with_client, engine):
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("as_tokens", [True, False])
-def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_tokens, as_tokens):
+@pytest.mark.parametrize("ends", [True, False])
+def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, monkeypatch, max_tokens, as_tokens, ends):
     import torch
 
     from recipe.model.likelihood import trained_nll
@@ -99,11 +100,15 @@ def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_t
         encode = server_module.openai_api.encode_text
         ids, begin = encode(engine, context + continuation), len(encode(engine, context))
         prompt = [ids] if as_tokens else [context + continuation]
+        if ends:  # the model ends the text here
+            pieces = engine.stream(Request("tuned", tuple(ids), 1, logprobs=0))
+            (following,) = (token.id for piece in pieces for token in piece.tokens)
+            monkeypatch.setattr(type(engine.tokenizer), "eos_token_id", following, raising=False)
         body = {"model": "tuned", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 1}
         status, answer = await post(client, "/v1/completions", {**body, "seed": 1234, "echo": True})
         assert status == 200
         logprobs = answer["choices"][0]["logprobs"]
-        end = len(ids)
+        end = len(ids)  # lm-eval asks for one more token and drops the last value, whatever that token is
         assert len(logprobs["token_logprobs"]) == end + max_tokens == len(logprobs["top_logprobs"])
         labels = [-100] * begin + ids[begin:]
         batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "lengths": [end], "prefix": 0}
