@@ -55,6 +55,8 @@ lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
+	cd tests/demo && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 lm_eval.in --output-file lm_eval.lock
 
 pins: $(READY) ## check every installed file against the lock, and every CUDA library for sm_60 code
 	$(PY) -m recipe.pins
