@@ -11,10 +11,10 @@ from recipe.core.config import Config
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, list_unlisted
 from recipe.core.manifest import differences, hash_inputs, read_manifest, verify
-from recipe.core.run import RECORDS, Run, records_problems
+from recipe.core.run import EVAL_PARTS, RECORDS, Run, records_problems
 from recipe.core.text import printable, snippet
 
-OWN = (".lock", RECORDS)  # of a run; its other files are in a manifest
+OWN = (".lock", RECORDS, EVAL_PARTS)  # of a run; its other files are in a manifest
 # Parts of a manifest -> in words, and whether a difference can change a result.
 PARTS = {
     "config": ("config", "yes"),
