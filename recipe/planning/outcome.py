@@ -30,7 +30,7 @@ def compare(config: Config, metrics: Sequence[Mapping[str, Any]], results: Mappi
         ["share of the packs that is filled", "100.0%", f"{results['fill']:.1%}" if "fill" in results else "-"],
         [
             "tokens per second",
-            f"at most {time.tokens_per_second[0]:.0f} to {time.tokens_per_second[1]:.0f}",
+            f"at most {time.tokens_per_second[0]:,.0f} to {time.tokens_per_second[1]:,.0f}",
             _show(speed),
         ],
         ["hours", _planned_hours(time), f"about {hours:.1f}" if hours else "-"],

@@ -13,7 +13,7 @@ MOST_POINTS = 400  # of a drawn line: more than the pixels of a phone show
 
 @dataclass(frozen=True)
 class Size:
-    """A drawing area and the margins in which the labels stand. Text has 12 units, on a phone 20 in a large chart."""
+    """A drawing area and the margins in which the labels stand. Text of a large chart has 9 units, on a phone 19."""
 
     width: int
     height: int
@@ -24,7 +24,7 @@ class Size:
 
 
 LARGE, SMALL = Size(640, 260, left=72), Size(340, 170, left=60)
-ROW, NAMES = 30, 190  # of an interval chart: the height of a row, the width of the names
+ROW, NAMES = 26, 190  # of an interval chart: the height of a row, the width of the names
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "step", size
 
 def _draw(series: Series, places: Sequence[tuple[float, float]], color: int) -> list[str]:
     if series.dots or len(places) == 1:
-        return [f'<circle class="dot c{color}" cx="{x}" cy="{y}" r="4"/>' for x, y in places]
+        return [f'<circle class="dot c{color}" cx="{x}" cy="{y}" r="3.2"/>' for x, y in places]
     path = " ".join(f"{x},{y}" for x, y in places)
     return [f'<polyline class="line{" faint" if series.faint else ""} c{color}" points="{path}"/>']
 
@@ -129,7 +129,7 @@ def interval_chart(title: str, bars: Sequence[Bar]) -> str:
         y, color = 8 + ROW * index + ROW // 2, 2 if bar.high < 0 else 1 if bar.low > 0 else 0
         parts.append(f'<text x="{size.left - 12}" y="{y + 4}" text-anchor="end">{_short(bar.name)}</text>')
         parts.append(f'<line class="line c{color}" x1="{place(bar.low)}" x2="{place(bar.high)}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="dot c{color}" cx="{place(bar.value)}" cy="{y}" r="4.5"/>')
+        parts.append(f'<circle class="dot c{color}" cx="{place(bar.value)}" cy="{y}" r="3.6"/>')
     return _figure(title, [], parts)
 
 

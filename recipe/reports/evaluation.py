@@ -84,7 +84,7 @@ def bounds(values: Sequence[float], show: Any = None) -> str:
 
 def perplexity(loss: Mapping[str, Sequence[float]]) -> list[str]:
     """The exponential of the losses and of their bounds; a difference of perplexities says little, so there is none."""
-    return [*(bounds([exp(value) for value in loss[name]]) for name in MODELS), ""]
+    return [*(bounds([exp(value) for value in loss[name]], "{:.2f}".format) for name in MODELS), ""]
 
 
 def exp(value: float) -> float:
