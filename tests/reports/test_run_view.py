@@ -1,5 +1,6 @@
 """The report of a run: finished, unfinished, beside another; nothing of a conversation becomes markup."""
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -10,8 +11,26 @@ from html.parser import HTMLParser
 from recipe import evaluate, provenance, report
 from recipe.core.cli import entry
 from recipe.core.run import Run
+from tests.serving import programs
 
 VOID = {"meta", "line", "circle", "polyline"}
+
+
+def open_in_browser(file, folder):
+    """The page shows all it has at the width of a phone and of a desk, asks for nothing, and no script runs."""
+    if programs.find() is None:
+        return  # the page's own policy and its escaping are checked without one
+
+    async def look():
+        async with programs.open_tab(file.as_uri(), folder / "profile") as tab:
+            for width, scheme in ((360, "dark"), (1100, "light")):
+                await tab.look(width, 800, scheme)
+                assert await tab.js("document.documentElement.scrollWidth <= innerWidth"), width
+            assert await tab.js("getComputedStyle(document.querySelector('section')).borderRadius") != "0px"
+            assert await tab.js("document.scripts.length + document.images.length") == 0
+            assert not tab.logged and tab.requests == [file.as_uri()]
+
+    asyncio.run(asyncio.wait_for(look(), 100))
 
 
 class Balance(HTMLParser):
@@ -106,7 +125,7 @@ def test_two_runs_are_compared_in_words(trained_run, capsys):
         assert words in " ".join(capsys.readouterr().out.split())
 
 
-def test_hostile_answers_stay_text(trained_run):
+def test_hostile_answers_stay_text(trained_run, tmp_path):
     config, run = trained_run
     evaluate.run(config, run)
     result = json.loads(run.eval_json.read_text())
@@ -114,6 +133,7 @@ def test_hostile_answers_stay_text(trained_run):
     run.eval_json.write_text(json.dumps(result))
     run.record("eval.json")
     assert report.main(["--run", str(run.folder)]) == 0
+    open_in_browser(run.folder / "report.html", tmp_path)
     for name in ("report.html", "report.md"):
         text = (run.folder / name).read_text()
         assert "<script>" not in text and "\x1b" not in text and "\u202e" not in text
