@@ -11,9 +11,10 @@ from recipe.core.config import Config
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, list_unlisted
 from recipe.core.manifest import differences, hash_inputs, read_manifest, verify
-from recipe.core.run import RECORDS, Run, records_problems
+from recipe.core.run import EVAL_PARTS, RECORDS, Run, records_problems
 from recipe.core.text import printable, snippet
 
+OWN = (RECORDS, EVAL_PARTS)  # of a run; its other files are in a manifest
 # Parts of a manifest -> in words, and whether a difference can change a result.
 PARTS = {
     "config": ("config", "yes"),
@@ -41,7 +42,7 @@ def verify_all(folder: Path) -> list[str]:
 def _list_uncovered(folder: Path, nested: list[Path]) -> Iterator[str]:
     """Files that neither the manifest, the records of a run, nor the manifest of an inner artefact list."""
     inner = {path.relative_to(folder).as_posix(): set(list_unlisted(path)) for path in nested}
-    recorded = {*Run(folder).records(), RECORDS}
+    recorded = {*Run(folder).records(), *OWN}
     for name in list_unlisted(folder):
         owner = next((prefix for prefix in inner if name.startswith(f"{prefix}/")), None)
         if owner is not None and name.removeprefix(f"{owner}/") not in inner[owner]:
