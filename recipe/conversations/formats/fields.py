@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipe.conversations.formats.base import Format, Record, are_texts, read_list
-from recipe.conversations.formats.pairs import read_history, read_pair
-from recipe.conversations.formats.turns import LIST_KEYS, TEXT_KEYS, is_trained, refuse_media
-from recipe.conversations.messages import ROLES, Dialogue, Message, alternate, join_texts, read_role, read_text
+from recipe.conversations.formats.marks import is_trained
+from recipe.conversations.formats.pair_lists import read_history
+from recipe.conversations.formats.pairs import read_pair
+from recipe.conversations.formats.turns import LIST_KEYS, TEXT_KEYS, read_parts
+from recipe.conversations.messages import ROLES, Dialogue, Message, alternate, join_texts, read_role
 from recipe.core.errors import UsageError
 
 PAIR_FIELDS = ("question", "context", "answer", "history")
@@ -93,7 +95,7 @@ def _turns(record: Record, fields: Mapping[str, str], names: Mapping[str, str]) 
     turns = _find_list(record, fields)
     system = get_path(record, fields["system"]) if "system" in fields else None
     messages = alternate(system=system)
-    messages += alternate(*read_history(get_path(record, fields["history"]))) if "history" in fields else []
+    messages += read_history(get_path(record, fields["history"])) if "history" in fields else []
     for turn in turns:
         if "question" in fields:
             question = join_texts(*(get_path(turn, fields[name]) for name in ("question", "context") if name in fields))
@@ -110,7 +112,5 @@ def _read_turn(turn: Any, fields: Mapping[str, str], names: Mapping[str, str]) -
     text_paths = [fields["content"]] if "content" in fields else TEXT_KEYS
     role = next((value for path in role_paths if (value := get_path(turn, path)) is not None), None)
     content = next((value for path in text_paths if (value := get_path(turn, path)) is not None), None)
-    if isinstance(content, list):
-        refuse_media(content)
     name = read_role(role if isinstance(role, str) else str(role), names)
-    return Message(name, read_text(content), name in ("user", "system") or is_trained(turn))
+    return Message(name, read_parts(content), name in ("user", "system") or is_trained(turn))

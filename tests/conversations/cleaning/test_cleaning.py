@@ -224,6 +224,8 @@ def test_halves_of_surrogate_pairs_are_joined_or_replaced() -> None:
         ("u1 a1 a2", "u1 a1+2", {Drop.JOINED: 1}),
         ("u1 a1 u_ a2 u3 a3", "u1 a1 u3 a3", {Drop.BLANK: 1, Drop.UNASKED: 1}),
         ("u1 a_ u2 a2", "u2 a2", {Drop.BLANK: 1, Drop.UNANSWERED: 1}),
+        ("u1 a_ u_ a2", "", {Drop.BLANK: 2, Drop.UNANSWERED: 1, Drop.UNASKED: 1}),
+        ("u1 a_ u_ a2 u3 a3", "u3 a3", {Drop.BLANK: 2, Drop.UNANSWERED: 1, Drop.UNASKED: 1}),
         ("u_ u1 a1", "u1 a1", {Drop.BLANK: 1}),
         ("u1 u_ a1", "u1 a1", {Drop.BLANK: 1}),
         ("u1 a1 s2 u2 a2", "u1 a1 u2 a2", {Drop.MISPLACED_SYSTEM: 1}),
