@@ -36,6 +36,29 @@ def test_the_suggested_toml_reads_the_file(tmp_path: Path, record: dict) -> None
         assert [message.content[0] for message in item.messages] == ["q", "a"]
 
 
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"question": "q", "context": "c", "answer": "a"},
+            {"question": "question", "context": "context", "answer": "answer"},
+        ),
+        ({"lang": "py", "problem": "q", "solution": "a"}, {"question": "problem", "answer": "solution"}),
+        (
+            {"id": "a very long id", "role_1": "r", "message_1": "a long text", "message_2": "another one"},
+            {"question": "message_1", "answer": "message_2"},
+        ),
+        ({"id": "x1", "query_text": "q", "what": "a long text"}, {"question": "query_text", "answer": "what"}),
+        ({"text": "t"}, {"question": "text", "answer": "..."}),
+    ],
+)
+def test_the_guess_takes_names_then_the_longest_texts(tmp_path: Path, record: dict, expected: dict) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps([record]))
+    (source,) = tomllib.loads("\n".join(describe_file(path).toml))["corpus"]["source"]
+    assert source["fields"] == expected
+
+
 def test_a_known_file_names_its_format_keys_and_samples(assets: Path) -> None:
     found = describe_file(assets / "conversations" / "lf_kto_en_demo.json")
     assert found.formats == {"messages": 200}
