@@ -274,13 +274,6 @@ def named(name: str) -> Format:
     return FORMATS[name]
 
 
-def check_roles(roles: Mapping[str, str]) -> None:
-    """Raises UsageError where a role name is mapped to something that is not a role."""
-    for name, role in roles.items():
-        if role not in ("user", "assistant", "system"):
-            raise UsageError(f"roles maps {snippet(name)} to {snippet(role)}: expected user, assistant or system")
-
-
 def _read_id(record: dict[str, Any]) -> str:
     for key in ID_KEYS:
         if isinstance(record.get(key), (str, int)):

@@ -33,11 +33,12 @@ def read_turns(turns: Iterable[Any], role_key: str = "role", roles: Mapping[str,
         if content.__class__ is str and len(turn) == 2:  # nearly every turn there is
             messages.append(Message(name, content))
         else:
-            messages.append(_read_turn(turn, name, content))
+            messages.append(read_turn(turn, name, content))
     return messages
 
 
-def _read_turn(turn: Record, name: str, content: Any) -> Message:
+def read_turn(turn: Record, name: str, content: Any) -> Message:
+    """The turn of a role with its tool calls and marks. Raises RefusedError where it is not text alone."""
     refuse_media(turn, "a turn")
     if content is None:
         content = next((turn[key] for key in TEXT_KEYS if turn.get(key) is not None), None)
