@@ -243,6 +243,19 @@ def test_flat_open_assistant_messages_become_trees(tmp_path: Path) -> None:
     assert lost.reason is Drop.UNKNOWN_FORMAT
 
 
+def test_what_reviewers_took_out_of_a_tree_is_passed_over(tmp_path: Path) -> None:
+    def reply(text: str, **marks: object) -> dict:
+        return {"text": text, "role": "assistant", "replies": [], **marks}
+
+    replies = [reply("deleted", rank=0, deleted=True), reply("spam", review_result=False), reply("good", rank=1)]
+    tree = {"text": "q", "role": "prompter", "review_result": True, "replies": replies}
+    found, rejected = read_json(tmp_path / "a.json", [{"prompt": tree}, {"prompt": {**tree, "deleted": True}}])
+    assert ([message.content for message in found.messages], found.passed_over) == (["q", "good"], 2)
+    assert rejected.reason is Drop.MARKED_BAD
+    (only,) = detect.conversations(Record(0, {"prompt": tree}), 0, "a", detect.named("oasst-all"))
+    assert ([message.content for message in only.messages], only.passed_over) == (["q", "good"], 2)
+
+
 def test_a_chain_of_flat_messages_is_not_nested_without_bound(tmp_path: Path) -> None:
     chain = [
         {"message_id": str(n), "parent_id": str(n - 1) if n else None, "message_tree_id": "1", "role": "x", "text": "y"}
@@ -294,6 +307,28 @@ def test_a_chatgpt_export_with_tools_and_images(tmp_path: Path) -> None:
     roles = ["user", "assistant", "user", "assistant"]
     assert [(m.role, m.content) for m in found.messages] == list(zip(roles, ["q", "1+1", "2", "two"], strict=True))
     assert rejected.reason is Drop.MEDIA
+
+
+def test_a_chatgpt_export_shows_what_the_page_showed(tmp_path: Path) -> None:
+    def node(parent: str | None, role: str, text: str, **more: object) -> dict:
+        content = {"content_type": "text", "parts": [text]}
+        return {"parent": parent, "message": {"author": {"role": role}, "content": content, **more}}
+
+    mapping = {
+        "a": node(None, "system", "hidden", metadata={"is_visually_hidden_from_conversation": True}),
+        "b": node("a", "user", "q"),
+        "c": node("b", "assistant", "hidden too", weight=0.0),
+        "d": node("c", "assistant", "search(x)", recipient="browser"),
+        "e": node("d", "tool", ""),
+        "f": node("e", "assistant", "a", weight=1.0),
+    }
+    mapping["e"]["message"]["content"] = {"content_type": "tether_browsing_display", "result": "found"}
+    shown, blank = read_json(
+        tmp_path / "a.json",
+        [{"mapping": mapping}, {"mapping": mapping | {"e": node("d", "tool", "")}}],
+    )
+    assert [message.content for message in shown.messages] == ["q", "search(x)", "found", "a"]
+    assert [message.content for message in blank.messages] == ["q", "search(x)", "", "a"]
 
 
 def test_a_file_cut_in_its_first_record_is_refused(tmp_path: Path) -> None:
