@@ -136,7 +136,8 @@ def recognize(value: Any) -> Format | None:
     if len(best) > 1:
         _compare_readings(value, best)
     if best == ["xtuner"] and list(value) == ["conversations"]:
-        raise RefusedError(Drop.AMBIGUOUS, "a list of pairs can be one conversation (xtuner) or one for each")
+        detail = "a list of pairs can be read as xtuner (one conversation), or as one for each"
+        raise RefusedError(Drop.AMBIGUOUS, detail, best)
     return FORMATS[best[0]]
 
 
@@ -170,7 +171,7 @@ def _compare_readings(value: dict[str, Any], names: list[str]) -> None:
     """Raises RefusedError where the formats read different turns."""
     readings = [[dialogue.messages for dialogue in FORMATS[name].dialogues(value)] for name in names]
     if any(reading != readings[0] for reading in readings):
-        raise RefusedError(Drop.AMBIGUOUS, f"{describe(value)} can be read as {' or '.join(names)}")
+        raise RefusedError(Drop.AMBIGUOUS, f"{describe(value)} can be read as {' or '.join(names)}", names)
 
 
 def _choose_answers(dialogue: Dialogue, answers: str) -> Iterator[Dialogue]:

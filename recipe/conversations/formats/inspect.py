@@ -31,6 +31,7 @@ class Inspection:
     rejected: Counter[str] = field(default_factory=Counter)  # reason and detail -> records
     keys: Counter[tuple[str, str]] = field(default_factory=Counter)  # (path of a key, type) -> records
     formats: Counter[str] = field(default_factory=Counter)
+    choices: tuple[str, ...] = ()  # formats that read a record differently
     nearest: list[str] = field(default_factory=list)  # where no format was recognized
     samples: list[str] = field(default_factory=list)
     toml: list[str] = field(default_factory=list)
@@ -47,8 +48,9 @@ def describe_file(path: Path) -> Inspection:
             _count_keys(record.value, out)
             try:
                 format = detect.recognize(record.value)
-            except RefusedError:
+            except RefusedError as error:
                 format = None
+                out.choices = out.choices or error.formats
             out.formats.update([names[id(format)]] if format else [])
             unknown = unknown if format or unknown is not None else record.value
         for item in detect.conversations(record, number, path.name):
@@ -95,6 +97,9 @@ def _name_type(value: Any) -> str:
 
 def _build_toml(out: Inspection, unknown: Any) -> list[str]:
     lines = ["[[corpus.source]]", f"path = {_quote(out.path)}"]
+    if out.choices:
+        others = f", or {' or '.join(out.choices[1:])}" if len(out.choices) > 1 else ""
+        return [*lines, f"format = {_quote(out.choices[0])}  # as is meant{others}"]
     if out.conversations or not isinstance(unknown, dict):
         return lines
     fields = _guess_turns(unknown) or _guess_pair(unknown)

@@ -59,6 +59,15 @@ def test_the_guess_takes_names_then_the_longest_texts(tmp_path: Path, record: di
     assert source["fields"] == expected
 
 
+def test_of_two_readings_the_toml_names_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "q", "query": "r", "response": "a"}]))
+    found = describe_file(tmp_path / "a.json")
+    assert found.choices == ("prompt-response", "query-response")
+    (source,) = tomllib.loads("\n".join(found.toml))["corpus"]["source"]
+    assert source["format"] == "prompt-response"
+    assert found.toml[-1].endswith("# as is meant, or query-response")
+
+
 def test_a_known_file_names_its_format_keys_and_samples(assets: Path) -> None:
     found = describe_file(assets / "conversations" / "lf_kto_en_demo.json")
     assert found.formats == {"messages": 200}

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,9 @@ def test_a_deeply_nested_record_costs_itself_only(tmp_path: Path, depth: int, br
     nested = bracket[0] * depth + "1" * (len(bracket[0]) > 1) + bracket[1] * depth
     line = json.dumps(GOOD)
     (tmp_path / "a.jsonl").write_text(f'{line}\n{{"deep": {nested}, "messages": []}}\n{line}\n')
-    first, deep, last = read(tmp_path / "a.jsonl")
+    found = list(read(tmp_path / "a.jsonl"))
+    assert pickle.loads(pickle.dumps(list(records(tmp_path / "a.jsonl", "a"))))  # as they travel to a worker
+    first, deep, last = found
     assert isinstance(first, Conversation)
     assert isinstance(last, Conversation)
     if depth > json_stream.MAX_DEPTH:
