@@ -39,7 +39,7 @@ class Source:
 
     path: str = opt(
         "",
-        "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
+        "raw conversations: a JSON, JSON Lines, CSV or Parquet file, or a folder that `datasets` saved",
         hashed=False,
         kind="file",
     )
