@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,6 +49,8 @@ class Progress(TrainerCallback):
             self._keep_rows(lambda earlier: "eval_loss" not in earlier or earlier["step"] != row["step"])
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a run that resumes does not log the steps before its checkpoint again
         if self.events:
             self.events.add(row)
         if "loss" in logs:
