@@ -90,7 +90,7 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     if stop.reason and trainer.state.global_step < trainer.state.max_steps:
         say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
         raise KeyboardInterrupt
-    results = trainer.results(trainer.final_loss())
+    results = trainer.finish()
     save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
 
@@ -202,13 +202,16 @@ def read_inputs(config: Config) -> tuple[dict[str, str], Path | None]:
 
 def read_settings(config: Config) -> dict[str, Any]:
     """The part of the config that can change the adapter."""
-    return {
+    settings: dict[str, Any] = {
         "name": config.name,
         "template": config.corpus.template,
         "precision": config.base.precision,
         "lora": configs.hashed(config.lora),
         "train": configs.hashed(config.train),
     }
+    if config.train.keep == "best" or config.train.patience:
+        settings["eval_steps"] = config.train.eval_steps  # else it only decides when the loss is logged
+    return settings
 
 
 def build_run(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:

@@ -2,7 +2,7 @@
 
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
-  config.toml manifest.json metrics.jsonl matmul.json
+  config.toml manifest.json metrics.jsonl tensorboard/ matmul.json failed_batch.json
   checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
   eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
   report.html  report.md
@@ -22,7 +22,8 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
 EVAL_PARTS = ".eval-parts.jsonl"
-RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
+# when training ends; evaluation adds its own
+RECORDED = ("config.toml", "metrics.jsonl", "tensorboard", "matmul.json", "failed_batch.json")
 
 
 def quantized_folder(base: Path, precision: str) -> Path:
@@ -73,6 +74,16 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The rows of `metrics` for TensorBoard. The usual name of such a file has a time and the host's name in it."""
+        return self.folder / "tensorboard" / "events.out.tfevents.run"
+
+    @property
+    def failed_batch(self) -> Path:
+        """The conversations of the step that ended the run, if one did."""
+        return self.folder / "failed_batch.json"
 
     @property
     def matmul(self) -> Path:
