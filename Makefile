@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report replay reproduce demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -92,6 +92,9 @@ serve: $(READY) ## serve the base and the tuned model as a page and an OpenAI-co
 report: $(READY) ## summarize a run on one page
 	@$(PY) -m recipe.report $(FROM)
 
+replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
+	@$(PY) -m recipe.provenance replay $(FROM)
+
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"
 	@$(PY) -m recipe.fetch smollm2-135m-instruct
@@ -129,6 +132,9 @@ test: $(READY) ## run lint, type checks and tests with the packages that the ima
 
 bench: $(READY) ## measure speed and memory beside other ways (an hour on an idle machine)
 	@$(PY) tests/bench/run.py
+
+reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
+	@$(PY) tests/reproduce/reference.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu
