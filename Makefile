@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report replay reproduce demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -94,6 +94,9 @@ report: $(READY) ## summarize a run on one page
 
 replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
 	@$(PY) -m recipe.provenance replay $(FROM)
+
+bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+	@$(PY) -m recipe.provenance bundle $(FROM)
 
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"

@@ -62,6 +62,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> list[str]:
         ("evaluate", "RUN", ["-m", "recipe.evaluate", "--run={}"]),
         ("chat", "CONFIG", ["-m", "recipe.chat", "--config={}"]),
         ("report", "RUN", ["-m", "recipe.report", "--run={}"]),
+        ("replay", "RUN", ["-m", "recipe.provenance", "replay", "--run={}"]),
+        ("bundle", "RUN", ["-m", "recipe.provenance", "bundle", "--run={}"]),
         ("merge", "TO", ["-m", "recipe.merge", "--config=recipe/configs/vicuna-7b-p100.toml", "--to={}"]),
         ("fetch", "NAME", ["-m", "recipe.fetch", "--", "{}"]),
         ("run-train", "CONFIG", ["run", "train", "CONFIG={}"]),
