@@ -41,6 +41,7 @@ def run(config: Config) -> dict[str, Any]:
         from transformers import logging
 
         from recipe.model.load import default_device
+        from recipe.training.determinism import deterministic
 
         stop.raise_if_signaled()
         device = default_device()
@@ -56,11 +57,13 @@ def run(config: Config) -> dict[str, Any]:
         report_unfinished(opened, config)
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
-            results = (
-                train(config, opened, copy, device, stop)
-                if config.train.epochs
-                else adopt(config, opened, copy, device)
-            )
+            with deterministic(device.type == "cuda") as exceptions:
+                results = (
+                    train(config, opened, copy, device, stop)
+                    if config.train.epochs
+                    else adopt(config, opened, copy, device)
+                )
+            results["nondeterministic"] = sorted(exceptions)
             opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 

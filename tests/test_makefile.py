@@ -65,6 +65,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> list[str]:
         ("report", "AGAINST", ["-m", "recipe.report", "--config=recipe/configs/vicuna-7b-p100.toml", "--against={}"]),
         ("runs-diff", "A", ["-m", "recipe.provenance", "diff", "--", "{}", ""]),
         ("runs-diff", "B", ["-m", "recipe.provenance", "diff", "--", "", "{}"]),
+        ("replay", "RUN", ["-m", "recipe.provenance", "replay", "--run={}"]),
+        ("bundle", "RUN", ["-m", "recipe.provenance", "bundle", "--run={}"]),
         ("merge", "TO", ["-m", "recipe.merge", "--config=recipe/configs/vicuna-7b-p100.toml", "--to={}"]),
         ("fetch", "NAME", ["-m", "recipe.fetch", "--", "{}"]),
         ("run-train", "CONFIG", ["run", "train", "CONFIG={}"]),
