@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch weights data convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -67,6 +67,12 @@ plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
 
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
+
+weights: $(READY) ## download the raw weights that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --weights $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
+
+data: $(READY) ## download the raw conversations that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --data $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
 
 convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a manifest
 	$(PY) -m recipe.convert --config="$$CONFIG"

@@ -18,6 +18,7 @@ ALLOWED = {
     "conversations": {"core"},
     "evaluation": {"core", "conversations", "model"},
     "checkpoints": {"core"},
+    "downloads": {"core"},
     "planning": {"core", "pascal"},
     "reports": {"core", "conversations"},
     "environment": {"core", "planning", "pascal"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "training": {"core", "conversations", "model", "pascal"},
     "serving": {"core", "conversations", "model"},
 }
-TORCH_FREE = {"core", "conversations", "planning", "reports"}
+TORCH_FREE = {"core", "conversations", "downloads", "planning", "reports"}
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 MODULES = sorted(RECIPE.rglob("*.py"))
 

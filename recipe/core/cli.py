@@ -33,6 +33,7 @@ _PLANNED = (
 )
 _RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
 FIELDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("base.source", "corpus.source"),
     "convert": ("base.source", "base.path", "base.dtype"),
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
