@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch weights data convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan rehearse fetch weights data convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -64,6 +64,9 @@ doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit c
 
 plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
 	@$(PY) -m recipe.plan --config="$$CONFIG"
+
+rehearse: $(READY) ## measure memory and speed of CONFIG on this device, without its weights
+	@$(PY) -m recipe.rehearse --config="$$CONFIG"
 
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
