@@ -34,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge judge chat serve report runs runs-diff replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan rehearse fetch weights data convert corpus train evaluate merge judge chat serve report runs runs-diff replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -70,8 +70,17 @@ doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit c
 plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
 	@$(PY) -m recipe.plan --config="$$CONFIG"
 
+rehearse: $(READY) ## measure memory and speed of CONFIG on this device, without its weights
+	@$(PY) -m recipe.rehearse --config="$$CONFIG"
+
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
+
+weights: $(READY) ## download the raw weights that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --weights $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
+
+data: $(READY) ## download the raw conversations that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --data $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
 
 convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a manifest
 	$(PY) -m recipe.convert --config="$$CONFIG"

@@ -69,6 +69,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> list[str]:
         ("bundle", "RUN", ["-m", "recipe.provenance", "bundle", "--run={}"]),
         ("merge", "TO", ["-m", "recipe.merge", "--config=recipe/configs/vicuna-7b-p100.toml", "--to={}"]),
         ("fetch", "NAME", ["-m", "recipe.fetch", "--", "{}"]),
+        ("weights", "NAME", ["-m", "recipe.fetch", "--weights", "--", "{}"]),
+        ("data", "CONFIG", ["-m", "recipe.fetch", "--data", "--config={}"]),
         ("run-train", "CONFIG", ["run", "train", "CONFIG={}"]),
         ("run-merge", "TO", ["run", "merge", "TO={}"]),
     ],
