@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge judge chat serve report demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -55,6 +55,8 @@ lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
+	cd tests/demo && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 lm_eval.in --output-file lm_eval.lock
 
 pins: $(READY) ## check every installed file against the lock, and every CUDA library for sm_60 code
 	$(PY) -m recipe.pins
@@ -82,6 +84,9 @@ evaluate: $(READY) ## compare the base and the tuned model: validation loss and 
 
 merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta, gguf, gguf-q8_0, gguf-q4_0 or gguf-lora
 	$(PY) -m recipe.merge $(FROM) --to="$$TO"
+
+judge: $(READY) ## compare the validation loss of the formats that merge wrote
+	$(PY) -m recipe.evaluate $(FROM) --exports
 
 chat: $(READY) ## chat with the tuned model
 	@$(PY) -m recipe.chat $(FROM)

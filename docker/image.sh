@@ -133,7 +133,11 @@ in_container() {
 # run TARGET [VARIABLE=VALUE...]: variables are set in the container's environment, which keeps every character.
 run() {
   local flags=() variable config
-  case $1 in fetch | demo) ;; *) flags+=(--network none) ;; esac # the only targets that download
+  case $1 in
+    fetch | demo) ;;                     # the only targets that download
+    serve) flags+=(--network host) ;;    # it listens on 127.0.0.1 alone, which must be this machine's
+    *) flags+=(--network none) ;;
+  esac
   for variable in "${@:2}"; do
     flags+=(--env "$variable")
     config=${variable#CONFIG=}

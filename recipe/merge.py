@@ -1,6 +1,7 @@
 """Merge an adapter into its base on the CPU, tensor by tensor, check the logits, and export for other programs."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -46,6 +47,7 @@ class Merge:
     template: str
     inputs: Mapping[str, Path]
     config: Config | None = None  # of the run that trained the adapter
+    split: bool = False  # GGUF in several files
 
     @classmethod
     def of_run(cls, config: Config, folder: Path) -> "Merge":
@@ -126,8 +128,10 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 
     from recipe.checkpoints import export as to_others
     from recipe.checkpoints import gguf_out
+    from recipe.checkpoints.safetensors import SHARD_BYTES
 
-    output, settings = job.path(to), {"to": to, "template": job.template}
+    split = job.split and to.startswith("gguf") and to != "gguf-lora"
+    output, settings = job.path(to), {"to": to, "template": job.template} | ({"split": True} if split else {})
     if manifest := completed(output, STAGE, settings, inputs):
         say(f"{output} is already exported (manifest verified)")
         return manifest
@@ -141,8 +145,9 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
             config = LlamaConfig.from_pretrained(str(job.base), local_files_only=True)
             gguf_out.write_adapter(job.deltas(), config, file, chat_template(job))
         else:
-            gguf_out.write(job.output, file, kind, chat_template(job))
-            write_modelfile(job, partial, f"./{file.name}")
+            gguf_out.write(job.output, file, kind, chat_template(job), end_id(job), SHARD_BYTES if split else 0)
+            if not split:  # Ollama reads one file
+                write_modelfile(job, partial, f"./{file.name}")
         return write_manifest(partial, STAGE, settings, inputs, results)
 
 
@@ -168,6 +173,15 @@ def chat_template(job: Merge) -> str:
     from recipe.model.load import load_tokenizer
 
     return templates.chat_template(job.template, bos=begins_with_bos(load_tokenizer(job.base)))
+
+
+def end_id(job: Merge) -> int | None:
+    """The token that ends an answer of the run's template, if it is not the tokenizer's EOS."""
+    from recipe.conversations.tokens import end_ids
+    from recipe.model.load import load_tokenizer
+
+    ids = end_ids(load_tokenizer(job.base), job.template)
+    return ids[0] if ids[1:] else None
 
 
 def write_modelfile(job: Merge, output: Path, weights: str) -> None:
@@ -250,8 +264,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a folder of peft or alpaca-lora, with --base")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the merged weights, with --adapter")
     parser.add_argument("--template", default="vicuna_v1.1", help="the chat template that --adapter was trained with")
+    parser.add_argument(
+        "--split", action="store_true", help="GGUF in files of at most 2 GB, which llama.cpp reads and Ollama does not"
+    )
     args = parser.parse_args(argv)
-    job = plan(args)
+    job = dataclasses.replace(plan(args), split=args.split)
     output = job.path(args.to)
     if args.dry_run:
         from recipe.checkpoints.safetensors import weight_files
@@ -265,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         text += f" (logits within {manifest['results']['logit_error']:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"
+    if "run" in job.inputs:
+        text += f"\nits validation loss: python -m recipe.evaluate --run {job.inputs['run']} --exports"
     show(manifest, text, args.json)
     return 0
 

@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         show({"page": str(opened.folder / "report.html")}, f"would write {opened.folder}/report.html", args.json)
         return 0
     opened.check_recorded(opened.eval_json.name)
+    opened.check_recorded(opened.exports.name)
     file = write_pages(opened, against)
     opened.record("report.html", "report.md")
     if not opened.eval_json.is_file():

@@ -95,14 +95,14 @@ def trace(folder: Path, config: Config | None = None) -> Iterator[Link]:
         path, matches = _find(name, expected, candidates)
         yield Link(folder, name, path, matches)
         if path is not None and (path / MANIFEST).is_file() and path.resolve() != folder.resolve():
-            yield from trace(path, config)
+            yield from trace(path, None if name == "start" else config)  # a parent run has a config of its own
 
 
 def _list_candidates(folder: Path, config: Config) -> dict[str, list[Path]]:
     """Name of an input, or of a file, -> paths where it may be."""
     base, source = Path(config.base.path or "."), Path(config.base.source or ".")
     out = {"base": [base], "corpus": [Path(config.corpus.path or ".")]}
-    out |= {"run": [folder.parent], "merged": [folder.with_name("merged")]}
+    out |= {"run": [folder.parent], "merged": [folder.with_name("merged")], "start": [Path(config.lora.start or ".")]}
     files = [Path(entry.path) for entry in config.corpus.source] + [Path(path) for path in config.corpus.decontaminate]
     for place in (source, base):
         files += [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
@@ -129,7 +129,7 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[st
         part, _, rest = line.partition(".")
         part = part.partition(":")[0]
         if part == "inputs":
-            part = "weights" if rest.startswith(("base", "run", "merged", "adapter")) else "data"
+            part = "weights" if rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
             if rest.startswith(("tokenizer", "special_tokens")) or rest.split(":")[0].endswith(
                 (".pth", ".safetensors")
             ):

@@ -3,7 +3,7 @@
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
   config.toml manifest.json metrics.jsonl matmul.json
-  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  samples.md
+  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  exports.json  samples.md
 """
 
 import os
@@ -94,12 +94,21 @@ class Run:
         return self.folder / "eval.json"
 
     @property
+    def exports(self) -> Path:
+        """The validation loss of the model in every format."""
+        return self.folder / "exports.json"
+
+    @property
     def samples(self) -> Path:
         return self.folder / "samples.md"
 
     def merged(self, to: str = "hf") -> Path:
         """The merged weights in the format `to`."""
         return self.folder / ("merged" if to == "hf" else f"merged-{to}")
+
+    def exported(self) -> list[Path]:
+        """The folders of the formats that exist beside `merged`, by name."""
+        return sorted(path for path in self.folder.glob("merged-*") if (path / MANIFEST).is_file())
 
     def config(self, overrides: dict[str, object] | None = None) -> Config:
         """The resolved config that the run left, with `overrides` applied."""

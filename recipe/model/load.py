@@ -14,7 +14,7 @@ from recipe.model import quantized
 from recipe.pascal.attention import packed_attention
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' attention functions
 
@@ -92,16 +92,23 @@ def load_base(path: Path, precision: str, device: torch.device, copy: Path | Non
 
 
 def _empty_model(path: Path) -> "LlamaForCausalLM":
-    """The model of config.json with parameters on the meta device and this recipe's attention."""
-    from accelerate import init_empty_weights
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    """The model of config.json, see `empty_model`."""
+    from transformers import LlamaConfig
 
     check_folder(path)
     config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
+    config._name_or_path = ""  # a path of this machine must not get into the adapter's config
+    return empty_model(config)
+
+
+def empty_model(config: "LlamaConfig") -> "LlamaForCausalLM":
+    """A model with parameters on the meta device and this recipe's attention."""
+    from accelerate import init_empty_weights
+    from transformers import LlamaForCausalLM
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = packed_attention
     config._attn_implementation = ATTENTION
-    config._name_or_path = ""  # a path of this machine must not get into the adapter's config
     with init_empty_weights(include_buffers=False):
         return LlamaForCausalLM(config)
 

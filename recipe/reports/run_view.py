@@ -8,6 +8,7 @@ from typing import Any
 from recipe.core import config as configs
 from recipe.core.manifest import differences, read_manifest
 from recipe.core.run import Run
+from recipe.reports import exports
 from recipe.reports.run_html import RunView, Table
 
 MODELS = ("base", "tuned")
@@ -19,7 +20,7 @@ def read_view(run: Run) -> RunView:
     manifest = read_manifest(run.folder) if run.manifest_file.is_file() else None
     evaluation = _read_json(run.eval_json)
     metrics = read_metrics(run.metrics)
-    tables = [*_evaluation_tables(evaluation), *_training_tables(manifest)]
+    tables = [*_evaluation_tables(evaluation), *_export_tables(_read_json(run.exports)), *_training_tables(manifest)]
     return RunView(
         name=f"{run.folder.parent.name}/{run.folder.name}",
         state=_state(manifest, metrics),
@@ -102,6 +103,10 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     count = intervals.get("conversations", 0)
     text = f"95 % intervals in brackets, by the paired bootstrap over {count} conversations." if count else ""
     return [Table("Evaluation", rows, text), *map(_group_table, *zip(*_groups(intervals), strict=True))]
+
+
+def _export_tables(result: Mapping[str, Any]) -> list[Table]:
+    return [Table("What was shipped, and its loss", exports.rows(result), exports.explain(result))] if result else []
 
 
 def _groups(intervals: Mapping[str, Any]) -> list[tuple[str, Any]]:
