@@ -13,7 +13,7 @@ from typing import Any
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
-from recipe.core.text import close_bars, say, snippet
+from recipe.core.text import close_bars, print_any_text, say, snippet
 
 INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
@@ -112,6 +112,7 @@ def entry(main: Callable[[], int]) -> int:
 
     Only defects of the recipe itself end in a traceback.
     """
+    print_any_text()
     try:
         return main()
     except RecipeError as error:
