@@ -107,12 +107,18 @@ def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
     return run.config(config.parse_set(args.set)), run
 
 
+# OpenMP's idle threads spin by default, and beside another program they spin while the working thread waits for a core:
+# a step then takes twice as long. Read when torch is imported, so it is set before.
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def entry(main: Callable[[], int]) -> int:
     """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit.
 
     Only defects of the recipe itself end in a traceback.
     """
     print_any_text()
+    os.environ.setdefault(*WAITING)
     try:
         return main()
     except RecipeError as error:
