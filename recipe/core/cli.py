@@ -38,7 +38,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
-    "rehearse": (*_PLANNED, "runs", "train.epochs"),
+    "rehearse": (*_PLANNED, "runs", "train.epochs", "train.seed"),
     "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
