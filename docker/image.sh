@@ -139,6 +139,7 @@ run() {
         if [ -n "${!variable:-}" ]; then flags+=(--env "$variable"); fi
       done
       ;;
+    serve) flags+=(--network host) ;;    # it listens on 127.0.0.1 alone, which must be this machine's
     *) flags+=(--network none) ;;
   esac
   for variable in "${@:2}"; do

@@ -16,7 +16,7 @@ ALLOWED = {
     "core": set(),
     "pascal": set(),
     "conversations": {"core"},
-    "evaluation": {"core", "conversations", "model"},
+    "evaluation": {"core", "conversations", "model", "training"},  # it packs samples as training does
     "checkpoints": {"core"},
     "downloads": {"core"},
     "planning": {"core", "pascal"},

@@ -57,7 +57,7 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     folder = latest(tiny_run)
     assert manifest["results"]["last_loss"] < manifest["results"]["first_loss"]
     tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-    files = (ADAPTER_FILE, "adapter_config.json", *tokenizer)
+    files = (ADAPTER_FILE, "adapter_config.json", "generation_config.json", *tokenizer)
     assert set(manifest["outputs"]) == {f"adapter/{name}" for name in files}
     assert verify(folder) == []
     assert configs.load(folder / "config.toml") == tiny_run

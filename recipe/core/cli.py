@@ -140,7 +140,10 @@ def _fail(message: str, code: int) -> int:
 # What libraries raise for a full disk or memory, by their own types: safetensors, tokenizers, torch.
 FOREIGN = (
     (r"No space left on device|unexpected pos \d+ vs", errno.ENOSPC),
-    (r"[Cc]annot allocate memory|can't allocate memory|out of memory|bad allocation", errno.ENOMEM),
+    (
+        r"[Cc]annot allocate memory|can't allocate memory|out of memory|bad allocation|failed to map segment from",
+        errno.ENOMEM,
+    ),
 )
 HINTS = {
     errno.ENOSPC: ("no space is left on the disk", "free some or choose another path, then run the same command again"),

@@ -123,6 +123,13 @@ class Lora:
     target_modules: tuple[str, ...] = opt(
         ("q_proj", "v_proj"), "linear layers of the decoder that get an adapter", choices=LINEARS
     )
+    start: str = opt(
+        "",
+        "an adapter to continue from on other data: the folder of a finished run, or of an adapter of peft or "
+        "alpaca-lora; empty: a new one",
+        hashed=False,
+        kind="path",
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,9 @@ class Train:
     """The optimization."""
 
     seed: int = opt(0, "seed of adapter initialization, data order and dropout", low=0, high=SEEDS)
-    epochs: float = opt(1.0, "passes over the training samples", above=0, high=1000)
+    epochs: float = opt(
+        1.0, "passes over the training samples; 0: keep the adapter of lora.start as it is", low=0, high=1000
+    )
     micro_batch_tokens: int = opt(
         2048,
         "tokens per forward pass, filled with whole conversations; at least corpus.max_length",
@@ -183,7 +192,10 @@ class Evaluate:
     )
     max_new_tokens: int = opt(96, "maximum answer length in tokens", low=1, high=100_000)
     instructions: bool = opt(False, "also ask 60 prompts whose answers are judged by rules")
-    texts: tuple[str, ...] = opt((), "text files for which bits per byte are computed", hashed=False)
+    judge: bool = opt(False, "also answer 80 open questions, to be compared by people or a judge model")
+    texts: tuple[str, ...] = opt(
+        (), "files of text or of conversations for which perplexity and bits per byte are computed", hashed=False
+    )
     choices: tuple[str, ...] = opt(
         (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
     )

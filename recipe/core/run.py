@@ -3,7 +3,9 @@
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
   config.toml manifest.json metrics.jsonl matmul.json
-  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  samples.md
+  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
+  eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
+  report.html  report.md
 """
 
 import os
@@ -19,6 +21,7 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
+EVAL_PARTS = ".eval-parts.jsonl"
 RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
 
 
@@ -94,12 +97,46 @@ class Run:
         return self.folder / "eval.json"
 
     @property
+    def exports(self) -> Path:
+        """The validation loss of the model in every format."""
+        return self.folder / "exports.json"
+
+    @property
     def samples(self) -> Path:
         return self.folder / "samples.md"
+
+    @property
+    def eval_losses(self) -> Path:
+        """The losses of every validation conversation, a line each."""
+        return self.folder / "eval-losses.jsonl"
+
+    @property
+    def eval_parts(self) -> Path:
+        """Finished parts of an evaluation, each verified by its own digest."""
+        return self.folder / EVAL_PARTS
+
+    @property
+    def comparisons(self) -> Path:
+        """Pairs of answers, blind, for people or a judge model."""
+        return self.folder / "comparisons.jsonl"
+
+    @property
+    def vote_page(self) -> Path:
+        """The page on which a person compares the answers."""
+        return self.folder / "vote.html"
+
+    @property
+    def votes(self) -> Path:
+        """The result of the votes."""
+        return self.folder / "votes.json"
 
     def merged(self, to: str = "hf") -> Path:
         """The merged weights in the format `to`."""
         return self.folder / ("merged" if to == "hf" else f"merged-{to}")
+
+    def exported(self) -> list[Path]:
+        """The folders of the formats that exist beside `merged`, by name."""
+        return sorted(path for path in self.folder.glob("merged-*") if (path / MANIFEST).is_file())
 
     def config(self, overrides: dict[str, object] | None = None) -> Config:
         """The resolved config that the run left, with `overrides` applied."""

@@ -148,7 +148,7 @@ def check_numbers(config: Config) -> None:
             f"train.micro_batch_tokens is {train.micro_batch_tokens}, expected at least corpus.max_length = "
             f"{config.corpus.max_length}, the longest conversation; raise it, or prepare a shorter corpus"
         )
-    if train.epochs <= 0 or train.gradient_accumulation_steps < 1:
+    if (train.epochs <= 0 and not config.lora.start) or train.gradient_accumulation_steps < 1:
         raise UsageError(
             f"train.epochs is {train.epochs} and train.gradient_accumulation_steps "
             f"{train.gradient_accumulation_steps}, expected both above 0; raise them"

@@ -57,12 +57,13 @@ def memory_lines(plan: Plan) -> list[str]:
     whole, layer_input = memory.layer_kept(shape, step), step.tokens * shape.hidden_size * step.width
     trained = memory.adapter_parameters(shape, step)
     linear = f"{shape.linear_parameters() / 1e9:.2f} billion in linear layers in {step.precision}"
-    kept = f"{recomputed} recomputed layers keep {_mib(layer_input)} each, the other {layers - recomputed}"
+    kept = f"{layers - recomputed} layers keep {_mib(whole)} each"
+    kept += f", {recomputed} recomputed ones {_mib(layer_input)} each" if recomputed else ""
     rows = [
         ["weights", _mib(estimate.weights), f"{linear}; embeddings, norms and lm_head in fp16"],
-        ["adapters", _mib(estimate.adapters), f"{trained:,} parameters in fp32, their gradients, copies in fp16"],
+        ["adapters", _mib(estimate.adapters), f"{trained:,} parameters in fp32, and their gradients"],
         ["optimizer", _mib(estimate.optimizer), f"two moments per parameter by {step.optimizer}"],
-        ["activations", _mib(estimate.kept), f"of {step.tokens:,} tokens: {kept} {_mib(whole)} each"],
+        ["activations", _mib(estimate.kept), f"of {step.tokens:,} tokens: {kept}"],
         [
             "transient",
             _mib(max(estimate.loss, estimate.layer)),

@@ -1,6 +1,7 @@
 """Trainer callbacks: progress and metrics, a stop with a checkpoint."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ class Progress(TrainerCallback):
             keep_rows(self.metrics, lambda earlier: "eval_loss" not in earlier or earlier["step"] != row["step"])
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a run that resumes does not log the steps before its checkpoint again
         if "loss" in logs:
             self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s", refresh=False)
             self.bar.update(state.global_step - self.bar.n)

@@ -16,8 +16,8 @@ from recipe.conversations.readers import compressed
 from recipe.core import config as configs
 from recipe.core.config import Config, Corpus, Source
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import file_size, list_files
-from recipe.core.manifest import hash_inputs
+from recipe.core.files import MANIFEST, file_size, list_files
+from recipe.core.manifest import check_intact, hash_inputs
 from recipe.core.text import printable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -121,6 +121,8 @@ def _check_files(corpus: Corpus, base: Path) -> None:
             )
     if not (base / TOKENIZER_FILES[0]).is_file():
         raise UsageError(f"{base} has no {TOKENIZER_FILES[0]}: convert the base first (`python -m recipe.convert`)")
+    if (base / MANIFEST).is_file():
+        check_intact(base, skip_suffix=".safetensors")
 
 
 def _name_sources(sources: Sequence[Source]) -> tuple[RawSource, ...]:
