@@ -31,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report replay bundle reproduce claims demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -138,6 +138,9 @@ bench: $(READY) ## measure speed and memory beside other ways (an hour on an idl
 
 reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
 	@$(PY) tests/reproduce/reference.py
+
+claims: $(READY) ## rerun the numbers of README.md that this machine can make in half an hour, and mark the rest
+	@$(PY) tests/claims/claims.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu
