@@ -77,7 +77,7 @@ def row(text: str, claim: claims.Claim, part: claims.Part) -> str:
 
 def say(text: str, claim: claims.Claim) -> str:
     """The claim with its numbers, as part of a table."""
-    words = claim.says.strip("| ").replace(" | ", "; ")
+    words = claim.says.replace("`", "").replace(" | ...", "").strip("| ").replace(" | ", "; ")
     for number in claims.shown(text, claim):
         words = words.replace("{}", number, 1)
     return words

@@ -24,7 +24,7 @@ HERE = ROOT / "tests" / "claims"
 README, CLAIMS, RESULTS = ROOT / "README.md", HERE / "claims.toml", HERE / "results.json"
 BENCH = ROOT / "tests" / "bench" / "results" / "bench.json"
 DEMO = ROOT / "runs" / "demo" / "latest" / "eval.json"
-NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?)"
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,14 @@ def committed() -> dict[str, Any]:
     return {"bench": json.loads(BENCH.read_text(encoding="utf-8")), **json.loads(RESULTS.read_text(encoding="utf-8"))}
 
 
+def pattern(claim: Claim) -> str:
+    """The claim as a regular expression with a group for each number."""
+    return re.escape(claim.says).replace(re.escape("{}"), NUMBER).replace(re.escape("..."), "[^|]*?")
+
+
 def shown(text: str, claim: Claim) -> list[str]:
     """The numbers of a claim as the README writes them; empty if the README does not say it, or says it twice."""
-    pattern = NUMBER.join(re.escape(words) for words in claim.says.split("{}"))
-    found = re.findall(pattern, text)
+    found = re.findall(pattern(claim), text)
     if len(found) != 1:
         return []
     return [found[0]] if isinstance(found[0], str) else list(found[0])
