@@ -162,6 +162,9 @@ bench: $(READY) ## measure speed and memory beside other ways (an hour on an idl
 reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
 	@$(PY) tests/reproduce/reference.py
 
+claims: $(READY) ## rerun the numbers of README.md that this machine can make in half an hour, and mark the rest
+	@$(PY) tests/claims/claims.py
+
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu
 
