@@ -105,14 +105,17 @@ def is_markup(text: str, is_page: bool = False) -> bool:
 def to_markdown(markup: str) -> str:
     """A chat page's HTML as Markdown; code keeps its language and every space, prose its characters.
 
-    The text is kept as it is where nothing comes out, as of a bomb of nested elements.
+    The text is kept as it is where nothing comes out, as of a bomb of nested elements, or of text with NUL characters.
     """
-    from html_to_markdown import convert
+    from html_to_markdown import ConversionError, convert
 
     parts = _split_between(markup, "<pre", "</pre>")
     parts[0::2] = map(_plain_text, parts[0::2])
     parts[1::2] = map(_plain_code, parts[1::2])
-    markdown = (convert("".join(parts), _options()).content or "").strip("\n")
+    try:
+        markdown = (convert("".join(parts), _options()).content or "").strip("\n")
+    except ConversionError:
+        return markup
     if not markdown.isascii():
         for character, hidden in _HIDDEN.items():
             markdown = markdown.replace(hidden, character)

@@ -174,6 +174,11 @@ def test_a_tag_that_no_page_has_is_text() -> None:
     assert clean_text(text) == "Use Vec<T> and <K, V>."
 
 
+def test_markup_that_the_converter_refuses_is_kept() -> None:
+    page = '<div class="markdown"><p>' + 100 * "\0" + "a</p></div>"
+    assert clean_text(page) == page
+
+
 def test_a_bomb_of_elements_does_not_lose_the_text() -> None:
     assert "words" in clean_text("<div>" * 50_000 + "words" + "</div>")
 
