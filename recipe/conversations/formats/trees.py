@@ -159,7 +159,7 @@ def _is_shown(node: Any) -> bool:
     content = message.get("content") if isinstance(message, dict) else None
     return (
         isinstance(content, dict)
-        and not _is_hidden(message)
+        and not _is_hidden(message or {})
         and content.get("content_type") not in _HIDDEN
         and any(part if isinstance(part, str) else part is not None for part in _read_parts(content))
     )
