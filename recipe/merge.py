@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import check_inputs, check_intact, completed, hash_inputs, read_manifest, write_manifest
 from recipe.core.run import Run
 from recipe.core.text import say, show
@@ -106,6 +106,7 @@ def merge_hf(job: Merge) -> dict[str, Any]:
     if manifest := completed(job.output, STAGE, settings, inputs):
         say(f"{job.output} is already merged (manifest verified)")
         return manifest
+    check_folder(job.output, STAGE)
     deltas = job.deltas()
     with atomic_folder(job.output) as partial:
         write_merged(job.base, deltas, partial)
@@ -134,6 +135,7 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
     if manifest := completed(output, STAGE, settings, inputs):
         say(f"{output} is already exported (manifest verified)")
         return manifest
+    check_folder(output, STAGE)
     kind = to.removeprefix("gguf").removeprefix("-") or "f16"
     with atomic_folder(output) as partial:
         file = partial / f"{job.name}-{kind}.gguf"
