@@ -282,12 +282,13 @@ def test_a_hostile_transcript_is_read_in_linear_time(tmp_path: Path, text: str) 
     records = [
         {"plain_text": f"[Human]: q{text}x[MOSS]: a{text}"},
         {"text": f"### Human: q{text}### Assistant: a{text}"},
+        {"text": f"<s>[INST] <<SYS>>\n{text} [/INST] a{text}" + "[INST]" * 10_000},
         {"instruction": f"Human:q{text}\nAssistant:", "output": text},
         {"instruction": f"User: q{text}\nAssistant: a", "input": f"User: {text}", "output": text},
         {"chosen": f"\n\nHuman: q{text}\n\nAssistant: a{text}", "rejected": ""},
     ]
     started = time.process_time()
-    assert len(read_json(tmp_path / "a.json", records)) == 5
+    assert len(read_json(tmp_path / "a.json", records)) == 6
     assert time.process_time() - started < 10
 
 
