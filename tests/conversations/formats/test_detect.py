@@ -61,6 +61,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [IMAGE]}]}]}, Drop.MEDIA),
         ({"messages": [{"role": "user", "content": [{"type": "hologram", "text": "q"}]}]}, Drop.UNKNOWN_FORMAT),
         ({"messages": [{"role": "assistant", "content": ""}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
+        ({"messages": [{"role": "tool_call", "content": " "}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "history": "q: a"}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "history": ["q"]}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "input": {"x": 1}}, Drop.UNKNOWN_FORMAT),
