@@ -1,6 +1,5 @@
 """The report of a run: a summary here, report.html and report.md in its folder; --against compares two runs."""
 
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -11,7 +10,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
-from recipe.core.text import printable, show, table
+from recipe.core.text import printable, show, snippet, table
 from recipe.reports import run_html
 from recipe.reports.run_view import explain_difference, read_view
 
@@ -21,11 +20,8 @@ STAGE = "report"
 def run(folder: Path) -> dict[str, Any]:
     """What the run's manifest and eval.json say, joined."""
     manifest = read_manifest(folder)
-    file = folder / "eval.json"
-    if not file.is_file():
+    if (evaluation := Run(folder).evaluation()) is None:
         raise RecipeError(f"{folder} has not been evaluated: run `python -m recipe.evaluate --run {folder}` first")
-    Run(folder).check_recorded(file.name)
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
     return {"run": str(Run(folder).short), "train": manifest["results"], "evaluation": evaluation}
 
 
@@ -56,14 +52,21 @@ def quoted(who: str, text: str) -> str:
 
 
 def write_pages(run: Run, against: Run | None) -> Path:
-    """Write report.html and report.md into the run's folder; `against` is drawn over it. Returns the page's path."""
-    view = read_view(run)
-    other = read_view(against) if against else None
-    words = explain_difference(view, other, run, against) if other and against else ""
-    for path, text in (
-        (run.folder / "report.html", run_html.page(view, other, words)),
-        (run.folder / "report.md", run_html.markdown(view)),
-    ):
+    """Write report.html and report.md into the run's folder; `against` is drawn over it. Returns the page's path.
+
+    Raises RecipeError if a file of a run was altered or has another shape than this version writes.
+    """
+    try:
+        view = read_view(run)
+        other = read_view(against) if against else None
+        words = explain_difference(view, other, run, against) if other and against else ""
+        pages = {"report.html": run_html.page(view, other, words), "report.md": run_html.markdown(view)}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RecipeError(
+            f"{run.folder}: its files have another shape than this version writes ({snippet(repr(error))}): evaluate "
+            "the run again"
+        ) from None
+    for path, text in ((run.folder / name, text) for name, text in pages.items()):
         with atomic_file(path) as file:
             file.write(text)
     return run.folder / "report.html"
@@ -79,7 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         show({"page": str(opened.folder / "report.html")}, f"would write {opened.folder}/report.html", args.json)
         return 0
-    opened.check_recorded(opened.eval_json.name)
     opened.check_recorded(opened.exports.name)
     file = write_pages(opened, against)
     opened.record("report.html", "report.md")

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,8 @@ def entry(main: Callable[[], int]) -> int:
     Only defects of the recipe itself end in a traceback.
     """
     print_any_text()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     except RecipeError as error:

@@ -16,9 +16,9 @@ COLUMNS = (*MODELS, "difference")  # JSON files are sorted by key, so the order 
 
 
 def read_view(run: Run) -> RunView:
-    """The view of `run`. Parts that do not exist yet are left out."""
+    """The view of `run`. Parts that do not exist yet are left out. Raises RecipeError if a part was altered."""
     manifest = read_manifest(run.folder) if run.manifest_file.is_file() else None
-    evaluation = _read_json(run.eval_json)
+    evaluation = run.evaluation() or {}
     metrics = read_metrics(run.metrics)
     tables = [*_evaluation_tables(evaluation), *_export_tables(_read_json(run.exports)), *_training_tables(manifest)]
     return RunView(
