@@ -34,10 +34,12 @@ _PLANNED = (
 )
 _RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
 FIELDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("base.source", "corpus.source"),
     "convert": ("base.source", "base.path", "base.dtype"),
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
+    "rehearse": (*_PLANNED, "runs", "train.epochs"),
     "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
