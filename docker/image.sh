@@ -134,7 +134,11 @@ in_container() {
 run() {
   local flags=() variable config
   case $1 in
-    fetch | demo) ;;                     # the only targets that download
+    fetch | weights | data | demo) # the only targets that download
+      for variable in HF_TOKEN META_URL; do # secrets by name, so that no command line shows their value
+        if [ -n "${!variable:-}" ]; then flags+=(--env "$variable"); fi
+      done
+      ;;
     serve) flags+=(--network host) ;;    # it listens on 127.0.0.1 alone, which must be this machine's
     *) flags+=(--network none) ;;
   esac

@@ -154,7 +154,7 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 def copy_settings(job: Merge, output: Path) -> None:
     """The base's configs and tokenizer, with the template of the run in them."""
     from recipe.checkpoints import hf_config, safetensors
-    from recipe.conversations.templates.export import write_chat_template
+    from recipe.conversations.templates.export import write_chat_template, write_marked_template
     from recipe.conversations.tokens import end_ids
     from recipe.model.load import load_tokenizer
 
@@ -162,6 +162,7 @@ def copy_settings(job: Merge, output: Path) -> None:
         if not name.endswith(".safetensors") and name not in (safetensors.INDEX, "README.md", "Modelfile"):
             shutil.copyfile(job.base / name, output / name)
     write_chat_template(output, job.template)
+    write_marked_template(output, job.template)
     hf_config.add_end_tokens(output, end_ids(load_tokenizer(job.base), job.template))
     write_modelfile(job, output, ".")
 

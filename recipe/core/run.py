@@ -2,8 +2,10 @@
 
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
-  config.toml manifest.json metrics.jsonl matmul.json
-  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  exports.json  samples.md
+  config.toml manifest.json metrics.jsonl tensorboard/ matmul.json failed_batch.json
+  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
+  eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
+  report.html  report.md
 """
 
 import os
@@ -19,7 +21,9 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
-RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
+EVAL_PARTS = ".eval-parts.jsonl"
+# when training ends; evaluation adds its own
+RECORDED = ("config.toml", "metrics.jsonl", "tensorboard", "matmul.json", "failed_batch.json")
 
 
 def quantized_folder(base: Path, precision: str) -> Path:
@@ -72,6 +76,16 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        """The rows of `metrics` for TensorBoard. The usual name of such a file has a time and the host's name in it."""
+        return self.folder / "tensorboard" / "events.out.tfevents.run"
+
+    @property
+    def failed_batch(self) -> Path:
+        """The conversations of the step that ended the run, if one did."""
+        return self.folder / "failed_batch.json"
+
+    @property
     def matmul(self) -> Path:
         """The accumulation dtype chosen per layer shape."""
         return self.folder / "matmul.json"
@@ -101,6 +115,31 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.folder / "samples.md"
+
+    @property
+    def eval_losses(self) -> Path:
+        """The losses of every validation conversation, a line each."""
+        return self.folder / "eval-losses.jsonl"
+
+    @property
+    def eval_parts(self) -> Path:
+        """Finished parts of an evaluation, each verified by its own digest."""
+        return self.folder / EVAL_PARTS
+
+    @property
+    def comparisons(self) -> Path:
+        """Pairs of answers, blind, for people or a judge model."""
+        return self.folder / "comparisons.jsonl"
+
+    @property
+    def vote_page(self) -> Path:
+        """The page on which a person compares the answers."""
+        return self.folder / "vote.html"
+
+    @property
+    def votes(self) -> Path:
+        """The result of the votes."""
+        return self.folder / "votes.json"
 
     def merged(self, to: str = "hf") -> Path:
         """The merged weights in the format `to`."""

@@ -86,7 +86,7 @@ def load_base(path: Path, precision: str, device: torch.device, copy: Path | Non
                 _restore(model, name, tensors, precision, dtype, device)
         else:
             for name, tensor in read_tensors(path):
-                _place(model, name, tensor, precision, dtype, device)
+                place_tensor(model, name, tensor, precision, dtype, device)
     except (AttributeError, ValueError) as error:
         raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
     model.tie_weights()
@@ -130,7 +130,7 @@ def check_folder(path: Path) -> None:
         raise RecipeError(f"{path} is not a converted model (no config.json): run `python -m recipe.convert` first")
 
 
-def _place(
+def place_tensor(
     model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Put one tensor into the model, quantized if `precision` says so. Raises ValueError on a wrong shape."""
@@ -158,7 +158,7 @@ def _restore(
         _replace(model, name, quantized.restored(tensors, precision, device, dtype))
     else:
         for leaf, tensor in tensors.items():
-            _place(model, f"{name}.{leaf}", tensor, precision, dtype, device)
+            place_tensor(model, f"{name}.{leaf}", tensor, precision, dtype, device)
 
 
 def _is_quantized(model: nn.Module, name: str) -> bool:
