@@ -34,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge chat serve report runs runs-diff demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: help setup lock pins doctor plan rehearse fetch weights data convert corpus train evaluate merge judge chat serve report runs runs-diff replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -58,6 +58,8 @@ lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
+	cd tests/demo && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 lm_eval.in --output-file lm_eval.lock
 
 pins: $(READY) ## check every installed file against the lock, and every CUDA library for sm_60 code
 	$(PY) -m recipe.pins
@@ -68,8 +70,17 @@ doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit c
 plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
 	@$(PY) -m recipe.plan --config="$$CONFIG"
 
+rehearse: $(READY) ## measure memory and speed of CONFIG on this device, without its weights
+	@$(PY) -m recipe.rehearse --config="$$CONFIG"
+
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
+
+weights: $(READY) ## download the raw weights that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --weights $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
+
+data: $(READY) ## download the raw conversations that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --data $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
 
 convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a manifest
 	$(PY) -m recipe.convert --config="$$CONFIG"
@@ -86,6 +97,9 @@ evaluate: $(READY) ## compare the base and the tuned model: validation loss and 
 merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta, gguf, gguf-q8_0, gguf-q4_0 or gguf-lora
 	$(PY) -m recipe.merge $(FROM) --to="$$TO"
 
+judge: $(READY) ## compare the validation loss of the formats that merge wrote
+	$(PY) -m recipe.evaluate $(FROM) --exports
+
 chat: $(READY) ## chat with the tuned model
 	@$(PY) -m recipe.chat $(FROM)
 
@@ -100,6 +114,12 @@ runs: $(READY) ## list all runs: state, losses, hours, size, settings that diffe
 
 runs-diff: $(READY) ## say in what two runs differ, and what can change a result: make runs-diff A=DIR B=DIR
 	@$(PY) -m recipe.provenance diff -- "$$A" "$$B"
+
+replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
+	@$(PY) -m recipe.provenance replay $(FROM)
+
+bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+	@$(PY) -m recipe.provenance bundle $(FROM)
 
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"
@@ -138,6 +158,9 @@ test: $(READY) ## run lint, type checks and tests with the packages that the ima
 
 bench: $(READY) ## measure speed and memory beside other ways (an hour on an idle machine)
 	@$(PY) tests/bench/run.py
+
+reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
+	@$(PY) tests/reproduce/reference.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu

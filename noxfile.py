@@ -1,6 +1,7 @@
 """The checks. They run in the environment that calls nox, so with the locked packages and nothing else."""
 
 import sys
+import sysconfig
 from pathlib import Path
 
 import nox
@@ -33,8 +34,31 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run `make demo` from scratch, compare its numbers with the README, and run it again: every stage is skipped."""
-    session.run(sys.executable, "-m", "pytest", "tests/demo", *session.posargs)
+    """Run `make demo` from scratch, compare its numbers with the README, run it again, let lm-eval ask the model."""
+    session.run(
+        sys.executable, "-m", "pytest", "tests/demo", *session.posargs, env={"LM_EVAL_PYTHON": _lm_eval(session)}
+    )
+
+
+def _lm_eval(session: nox.Session) -> str:
+    """The Python of a separate environment: lm-eval from its own lock, the rest from the locked packages."""
+    folder, lock = Path(".nox/lm_eval").resolve(), Path("tests/demo/lm_eval.lock")
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.is_file() or ready.read_text(encoding="utf-8") != lock.read_text(encoding="utf-8"):
+        session.run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "locked.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", str(packages)]
+        session.run(sys.executable, "-m", "pip", "install", *options, "-r", str(lock))
+        ready.write_text(lock.read_text(encoding="utf-8"), encoding="utf-8")
+    return str(python)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --flips 1000, --cases 1000000."""
+    folders = ["tests/faults", "tests/hostile"]
+    session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -133,7 +133,15 @@ in_container() {
 # run TARGET [VARIABLE=VALUE...]: variables are set in the container's environment, which keeps every character.
 run() {
   local flags=() variable config
-  case $1 in fetch | demo) ;; *) flags+=(--network none) ;; esac # the only targets that download
+  case $1 in
+    fetch | weights | data | demo) # the only targets that download
+      for variable in HF_TOKEN META_URL; do # secrets by name, so that no command line shows their value
+        if [ -n "${!variable:-}" ]; then flags+=(--env "$variable"); fi
+      done
+      ;;
+    serve) flags+=(--network host) ;;    # it listens on 127.0.0.1 alone, which must be this machine's
+    *) flags+=(--network none) ;;
+  esac
   for variable in "${@:2}"; do
     flags+=(--env "$variable")
     config=${variable#CONFIG=}

@@ -1,6 +1,7 @@
 """Prepare the corpus: read raw conversations; write train.jsonl, val.jsonl and a report with every drop's reason."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import atomic_folder, check_folder, digest
+from recipe.core.files import atomic_folder, check_folder, digest, lock_folder
 from recipe.core.manifest import completed, hash_inputs, write_manifest
 from recipe.core.text import printable, say, show
 from recipe.core.versions import code_sha256
@@ -41,25 +42,27 @@ def run(config: Config) -> dict[str, Any]:
     settings, inputs = plan.describe()
     folder = Path(plan.corpus.path)
     if manifest := completed(folder, STAGE, settings, inputs):
+        remove_shards(folder)  # of a process that was killed just before it did so
         say(f"{folder} is already prepared (manifest verified)")
         return manifest
     check_folder(folder, STAGE)
     started = time.monotonic()
-    work = shards_folder(folder, digest([settings, inputs, code_sha256()]))
-    try:
-        with atomic_folder(folder) as partial:
-            try:
-                results, tokenizer = build_corpus(plan, partial, work)
-                write_reports(partial, results, settings, plan.corpus, tokenizer)
-            except NothingLeftError as error:
-                kept = keep_account(folder, partial, settings, inputs, error.results)
-                raise RecipeError(f"{error}; {kept}/report.md lists every reason") from None
-            manifest = write_manifest(partial, STAGE, settings, inputs, results)
-    except RecipeError as error:
-        if not isinstance(error, KilledError):  # then the finished shards are worth keeping
+    with atomic_folder(folder) as partial:
+        work = shards_folder(folder, digest([settings, inputs, code_sha256()]))
+        try:
+            results, tokenizer = build_corpus(plan, partial, work)
+            write_reports(partial, results, settings, plan.corpus, tokenizer)
+        except KilledError:  # the finished shards are worth keeping
+            raise
+        except NothingLeftError as error:
             shutil.rmtree(work.parent)
-        raise
-    shutil.rmtree(work.parent)
+            kept = keep_account(folder, partial, settings, inputs, error.results)
+            raise RecipeError(f"{error}; {kept}/report.md lists every reason") from None
+        except RecipeError:
+            shutil.rmtree(work.parent)
+            raise
+        manifest = write_manifest(partial, STAGE, settings, inputs, results)
+    remove_shards(folder)
     remove_account(folder)
     seconds = time.monotonic() - started
     read = sum(account["conversations"]["read"] for account in results["sources"].values())
@@ -74,6 +77,14 @@ def shards_folder(folder: Path, key: str) -> Path:
         shutil.rmtree(work.parent, ignore_errors=True)
         work.mkdir(parents=True)
     return work
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the finished shards of a whole corpus, unless another process has begun to use them."""
+    place = folder.with_name(f".{folder.name}.shards")
+    if place.is_dir():
+        with contextlib.suppress(RecipeError), lock_folder(folder):
+            shutil.rmtree(place)
 
 
 def show_samples(config: Config, count: int, colour: bool) -> Iterator[str]:

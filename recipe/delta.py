@@ -21,7 +21,7 @@ def run(action: str, base: Path, other: Path, output: Path, dtype: str) -> dict[
     """
     from recipe.checkpoints import delta
     from recipe.checkpoints.conversion import Conversion
-    from recipe.checkpoints.files import check_disk
+    from recipe.checkpoints.files import check_disk, check_listed
     from recipe.checkpoints.open import open_source
 
     sources = {"base": open_source(base), "other": open_source(other)}
@@ -31,6 +31,7 @@ def run(action: str, base: Path, other: Path, output: Path, dtype: str) -> dict[
     check_disk(output, plan.bytes)
     files = {f"{name}/{file.name}": file for name, source in sources.items() for file in source.files}
     settings, inputs = {"action": action, "dtype": dtype}, hash_inputs(files)
+    check_listed({file: inputs[name] for name, file in files.items()})
     if manifest := completed(output, STAGE, settings, inputs):
         say(f"{output} already exists (manifest verified)")
         return manifest

@@ -24,6 +24,8 @@ from recipe.evaluation import judge
 from recipe.evaluation.parts import Parts
 from recipe.evaluation.vote_page import build_page
 from recipe.reports import evaluation as view
+from recipe.reports.exports import explain as explain_exports
+from recipe.reports.exports import rows as exports_rows
 from recipe.reports.samples import samples
 
 STAGE = "evaluate"
@@ -81,6 +83,28 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
         "code": code_sha256(),
         "environment": environment(),
     }
+
+
+def judge_exports(config: Config, opened: Run) -> dict[str, Any]:
+    """The validation loss of every format of the tuned model in the run's folder; the content of exports.json.
+
+    At most `exports.MOST_TOKENS` tokens of the validation set are used. Raises RecipeError: an altered or stale file.
+    """
+    from recipe.evaluation import exports
+    from recipe.model.exports import find_exports
+    from recipe.model.load import load_tokenizer
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    provenance = build_provenance(config, opened)
+    check_writable(opened.folder)
+    file = Path(config.corpus.path) / "val.jsonl"
+    rows = encode_file(file, load_tokenizer(Path(config.base.path)), config.corpus.template)
+    ids = [str(json.loads(line)["id"]) for line in file.read_text(encoding="utf-8").splitlines()]
+    chosen = exports.choose_samples(ids, [len(row) for row in rows["input_ids"]])
+    data = PackedDataset(rows.select(chosen), config.train.micro_batch_tokens)
+    conversations = [ids[number].partition("#")[0] for number in chosen]
+    kept = {key: provenance[key] for key in ("inputs", "code")} | {"samples": len(chosen), "of": len(ids)}
+    return exports.judge(opened, find_exports(opened, config), data, conversations, kept)
 
 
 def read_origin(provenance: dict[str, Any]) -> str:
@@ -172,6 +196,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.evaluate --run runs/demo/latest")
     add_run(parser)
     parser.add_argument(
+        "--exports", action="store_true", help="compare the validation loss of all formats that recipe.merge wrote"
+    )
+    parser.add_argument(
         "--vote", action="store_true", help="also answer 80 open questions, and write the page to vote on them by hand"
     )
     parser.add_argument(
@@ -187,6 +214,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         provenance = build_provenance(config, opened)
         show(provenance, f"would ask {len(config.evaluate.prompts)} prompts -> {opened.eval_json}", args.json)
+        return 0
+    if args.exports:
+        result = judge_exports(config, opened)
+        show(result, f"{table(exports_rows(result))}\n{explain_exports(result)}", args.json)
         return 0
     result = run(config, opened)
     show(result, text(result, opened, config.evaluate.judge), args.json)

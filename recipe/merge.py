@@ -1,6 +1,7 @@
 """Merge an adapter into its base on the CPU, tensor by tensor, check the logits, and export for other programs."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recipe.core.cli import add_run, build_parser, entry, load_run
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder
+from recipe.core.files import MANIFEST, atomic_folder, check_folder
 from recipe.core.manifest import check_inputs, check_intact, completed, hash_inputs, read_manifest, write_manifest
 from recipe.core.run import Run
 from recipe.core.text import say, show
@@ -46,6 +47,7 @@ class Merge:
     template: str
     inputs: Mapping[str, Path]
     config: Config | None = None  # of the run that trained the adapter
+    split: bool = False  # GGUF in several files
 
     @classmethod
     def of_run(cls, config: Config, folder: Path) -> "Merge":
@@ -104,6 +106,7 @@ def merge_hf(job: Merge) -> dict[str, Any]:
     if manifest := completed(job.output, STAGE, settings, inputs):
         say(f"{job.output} is already merged (manifest verified)")
         return manifest
+    check_folder(job.output, STAGE)
     deltas = job.deltas()
     with atomic_folder(job.output) as partial:
         write_merged(job.base, deltas, partial)
@@ -125,11 +128,14 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 
     from recipe.checkpoints import export as to_others
     from recipe.checkpoints import gguf_out
+    from recipe.checkpoints.safetensors import SHARD_BYTES
 
-    output, settings = job.path(to), {"to": to, "template": job.template}
+    split = job.split and to.startswith("gguf") and to != "gguf-lora"
+    output, settings = job.path(to), {"to": to, "template": job.template} | ({"split": True} if split else {})
     if manifest := completed(output, STAGE, settings, inputs):
         say(f"{output} is already exported (manifest verified)")
         return manifest
+    check_folder(output, STAGE)
     kind = to.removeprefix("gguf").removeprefix("-") or "f16"
     with atomic_folder(output) as partial:
         file = partial / f"{job.name}-{kind}.gguf"
@@ -139,15 +145,16 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
             config = LlamaConfig.from_pretrained(str(job.base), local_files_only=True)
             gguf_out.write_adapter(job.deltas(), config, file, chat_template(job))
         else:
-            gguf_out.write(job.output, file, kind, chat_template(job))
-            write_modelfile(job, partial, f"./{file.name}")
+            gguf_out.write(job.output, file, kind, chat_template(job), end_id(job), SHARD_BYTES if split else 0)
+            if not split:  # Ollama reads one file
+                write_modelfile(job, partial, f"./{file.name}")
         return write_manifest(partial, STAGE, settings, inputs, results)
 
 
 def copy_settings(job: Merge, output: Path) -> None:
     """The base's configs and tokenizer, with the template of the run in them."""
     from recipe.checkpoints import hf_config, safetensors
-    from recipe.conversations.templates.export import write_chat_template
+    from recipe.conversations.templates.export import write_chat_template, write_marked_template
     from recipe.conversations.tokens import end_ids
     from recipe.model.load import load_tokenizer
 
@@ -155,6 +162,7 @@ def copy_settings(job: Merge, output: Path) -> None:
         if not name.endswith(".safetensors") and name not in (safetensors.INDEX, "README.md", "Modelfile"):
             shutil.copyfile(job.base / name, output / name)
     write_chat_template(output, job.template)
+    write_marked_template(output, job.template)
     hf_config.add_end_tokens(output, end_ids(load_tokenizer(job.base), job.template))
     write_modelfile(job, output, ".")
 
@@ -166,6 +174,15 @@ def chat_template(job: Merge) -> str:
     from recipe.model.load import load_tokenizer
 
     return templates.chat_template(job.template, bos=begins_with_bos(load_tokenizer(job.base)))
+
+
+def end_id(job: Merge) -> int | None:
+    """The token that ends an answer of the run's template, if it is not the tokenizer's EOS."""
+    from recipe.conversations.tokens import end_ids
+    from recipe.model.load import load_tokenizer
+
+    ids = end_ids(load_tokenizer(job.base), job.template)
+    return ids[0] if ids[1:] else None
 
 
 def write_modelfile(job: Merge, output: Path, weights: str) -> None:
@@ -248,8 +265,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a folder of peft or alpaca-lora, with --base")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the merged weights, with --adapter")
     parser.add_argument("--template", default="vicuna_v1.1", help="the chat template that --adapter was trained with")
+    parser.add_argument(
+        "--split", action="store_true", help="GGUF in files of at most 2 GB, which llama.cpp reads and Ollama does not"
+    )
     args = parser.parse_args(argv)
-    job = plan(args)
+    job = dataclasses.replace(plan(args), split=args.split)
     output = job.path(args.to)
     if args.dry_run:
         from recipe.checkpoints.safetensors import weight_files
@@ -263,6 +283,8 @@ def main(argv: list[str] | None = None) -> int:
         text += f" (logits within {manifest['results']['logit_error']:.1e} of base plus adapter)"
     if args.to == "hf":
         text += f"\nnext: python -m recipe.chat --model {output}"
+    if "run" in job.inputs:
+        text += f"\nits validation loss: python -m recipe.evaluate --run {job.inputs['run']} --exports"
     show(manifest, text, args.json)
     return 0
 

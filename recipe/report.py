@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         show({"page": str(file)}, f"would write {file}", args.json)
         return 0
+    opened.check_recorded(opened.exports.name)
     words = write_pages(opened, against)
     said = f"\n\n{textwrap.fill(words, 98)}" if words else ""
     if not opened.eval_json.is_file():

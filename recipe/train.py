@@ -41,6 +41,7 @@ def run(config: Config) -> dict[str, Any]:
         from transformers import logging
 
         from recipe.model.load import default_device
+        from recipe.training.determinism import deterministic
 
         stop.raise_if_signaled()
         device = default_device()
@@ -56,7 +57,13 @@ def run(config: Config) -> dict[str, Any]:
         report_unfinished(opened, config)
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
-            results = train(config, opened, copy, device, stop)
+            with deterministic(device.type == "cuda") as exceptions:
+                results = (
+                    train(config, opened, copy, device, stop)
+                    if config.train.epochs
+                    else adopt(config, opened, copy, device)
+                )
+            results["nondeterministic"] = sorted(exceptions)
             opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
@@ -86,9 +93,23 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     if stop.reason and trainer.state.global_step < trainer.state.max_steps:
         say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
         raise KeyboardInterrupt
-    results = trainer.results(trainer.final_loss())
+    results = trainer.finish()
     save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
+
+
+def adopt(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> dict[str, Any]:
+    """The adapter of `lora.start` as it is, as a run that every other stage can use; the results for the manifest."""
+    from recipe.model.likelihood import validation_nll
+    from recipe.model.load import load_tokenizer
+    from recipe.training.dataset import PackedDataset, encode_file
+
+    file = Path(config.corpus.path) / "val.jsonl"
+    rows = encode_file(file, load_tokenizer(Path(config.base.path)), config.corpus.template)
+    model = load_model(config, opened, copy, device)
+    nll, tokens = validation_nll(model, PackedDataset(rows, config.train.micro_batch_tokens))
+    save_adapter(model, opened.adapter, config)
+    return {"steps": 0, "trained_tokens": 0, "validation_loss": nll / tokens}
 
 
 def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
@@ -107,11 +128,12 @@ def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
 
 
 def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> "PeftModel":
-    """The base with a fresh adapter, prepared for training."""
+    """The base with a new adapter, or with that of `lora.start`, prepared for training."""
     from recipe.model import accumulation
     from recipe.model.adapter import add_adapter
     from recipe.model.load import load_base, save_copy
     from recipe.model.prepare import prepare_for_training
+    from recipe.model.start import continue_adapter
     from recipe.pascal.gemm import int8_shapes
 
     base, precision, settings = Path(config.base.path), config.base.precision, config.train
@@ -120,7 +142,7 @@ def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.de
     frozen = load_base(base, precision, device, copy)
     if copy is None:
         save_copy(frozen, base, precision)
-    model = add_adapter(frozen, config.lora, settings.seed)
+    model = (continue_adapter if config.lora.start else add_adapter)(frozen, config.lora, settings.seed)
     choice = None
     if settings.matmul_accumulation == "fp16":
         choice = accumulation.choose(opened.matmul, int8_shapes(model), settings.micro_batch_tokens, device)
@@ -167,28 +189,32 @@ def recomputed_layers(config: Config, device: "torch.device") -> int:
 
 
 def read_inputs(config: Config) -> tuple[dict[str, str], Path | None]:
-    """(hashes of base and corpus, the quantized copy of the base if there is one), all verified.
+    """(hashes of base, corpus and lora.start, the quantized copy of the base if there is one), all verified.
 
     With a copy, the weights it was made from are neither read nor hashed.
     """
     from recipe.model.load import verify_base
+    from recipe.model.start import hash_start
 
     base = Path(configs.required(config, "base.path"))
     corpus = Path(configs.required(config, "corpus.path"))
     copy = verify_base(base, config.base.precision)
     check_intact(corpus)
-    return hash_inputs({"base": base, "corpus": corpus}), copy
+    return hash_inputs({"base": base, "corpus": corpus}) | hash_start(config), copy
 
 
 def read_settings(config: Config) -> dict[str, Any]:
     """The part of the config that can change the adapter."""
-    return {
+    settings: dict[str, Any] = {
         "name": config.name,
         "template": config.corpus.template,
         "precision": config.base.precision,
         "lora": configs.hashed(config.lora),
         "train": configs.hashed(config.train),
     }
+    if config.train.keep == "best" or config.train.patience:
+        settings["eval_steps"] = config.train.eval_steps  # else it only decides when the loss is logged
+    return settings
 
 
 def build_run(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:
@@ -208,15 +234,19 @@ def report_unfinished(opened: Run, config: Config) -> None:
 
 
 def save_adapter(model: "PeftModel", folder: Path, config: Config) -> None:
-    """Save the adapter with tokenizer and chat template, and check it on the disk before it takes its place."""
-    from recipe.checkpoints.tokenizer import copy_files
+    """Save the adapter with tokenizer, chat template and end tokens, and check it before it takes its place."""
+    from recipe.checkpoints import hf_config, tokenizer
     from recipe.conversations.templates.export import write_chat_template
+    from recipe.conversations.tokens import end_ids
     from recipe.model.adapter import check_adapter, write_adapter
+    from recipe.model.load import load_tokenizer
 
+    base, template = Path(config.base.path), config.corpus.template
     with atomic_folder(folder, replace_any=True) as partial:
         write_adapter(model, partial)
-        copy_files(Path(config.base.path), partial)
-        write_chat_template(partial, config.corpus.template)
+        tokenizer.copy_files(base, partial)
+        write_chat_template(partial, template)
+        hf_config.copy_generation(base, partial, end_ids(load_tokenizer(base), template))
         check_adapter(partial)
 
 
@@ -224,13 +254,13 @@ def preview(config: Config) -> dict[str, Any]:
     """The result of --dry-run: the folder of the run, its inputs and its number of steps."""
     sizing.check_numbers(config)
     inputs, _ = read_inputs(config)
-    data, _ = load_data(config)
+    data = load_data(config)[0] if config.train.epochs else None
     per_step = config.train.gradient_accumulation_steps
     return {
         "run": str(build_run(config, read_settings(config), inputs).folder),
-        "samples": len(data.lengths),
+        "samples": len(data.lengths) if data else 0,
         "tokens_per_step": config.train.micro_batch_tokens * per_step,
-        "steps": len(data) // per_step,
+        "steps": len(data) // per_step if data else 0,
         "inputs": inputs,
     }
 

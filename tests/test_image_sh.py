@@ -98,6 +98,12 @@ def test_only_targets_that_download_have_a_network(checkout):
     assert "--network" not in run(checkout, "shell", NETWORK="1")[1]
 
 
+def test_the_page_can_be_reached_from_this_machine(checkout):
+    engine(checkout, "docker")
+    call = run(checkout, "run", "serve", "RUN=runs/x/latest")[1]
+    assert "--network host" in call and "--network none" not in call and "--read-only" in call
+
+
 @pytest.mark.parametrize("name", ["my.toml", "a b/c:d$(touch canary)'.toml", "recipe/configs/x=y.toml"])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_folders_and_config_are_mounted_whatever_their_names(checkout, name, absolute):

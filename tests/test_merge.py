@@ -149,6 +149,27 @@ def test_a_merged_folder_carries_the_template_and_ends_where_the_run_does(traine
     assert text.startswith("FROM .\nTEMPLATE") and 'PARAMETER stop """</s>"""' in text
 
 
+def test_others_can_mask_by_the_template_in_the_folder(trained):
+    from transformers import AutoTokenizer
+
+    from recipe.conversations.templates import render
+    from recipe.conversations.tokens import IGNORED, encode
+
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    messages = [Message("user", "Who are you?"), Message("assistant", "A model.")]
+    found = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in messages],
+        chat_template=(folder / "merged" / "chat_template_generation.jinja").read_text(),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids, labels = encode(tokenizer, render(config.corpus.template, messages))
+    assert found["input_ids"] == ids
+    assert found["assistant_masks"] == [int(label != IGNORED) for label in labels]
+
+
 def test_an_end_mark_of_the_template_joins_the_tokenizers_own(trained):
     config, folder = trained
     added = 300
@@ -182,10 +203,12 @@ def test_the_targets_are_what_can_be_written():
 
 
 def test_the_adapter_carries_the_same_template(trained):
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     config, folder = trained
     merge.run(config, folder, "hf")
+    ends = [GenerationConfig.from_pretrained(folder / name).eos_token_id for name in ("adapter", "merged")]
+    assert ends == [2, 2]
     one, two = (AutoTokenizer.from_pretrained(folder / name) for name in ("adapter", "merged"))
     assert one.chat_template == two.chat_template and one.get_vocab() == two.get_vocab()
 
@@ -201,6 +224,21 @@ def test_gguf_files_carry_the_template(trained, to):
     text = gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents()
     merge.run(config, folder, "hf")
     assert text == json.loads((folder / "merged" / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_a_split_gguf_is_for_llama_cpp_only(trained, monkeypatch):
+    from recipe.checkpoints import safetensors
+    from recipe.checkpoints.open import open_source
+
+    folder = trained[1]
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", 30_000)
+    assert merge.main(["--run", str(folder), "--to", "gguf", "--split"]) == 0
+    output = folder / "merged-gguf"
+    assert len(list(output.glob("tiny-f16-0000?-of-0000?.gguf"))) > 2 and not (output / "Modelfile").exists()
+    source, merged = open_source(output), dict(read_tensors(folder / "merged"))
+    assert all(torch.equal(source.tensors[name].read(), weight) for name, weight in merged.items())
+    merge.main(["--run", str(folder), "--to", "gguf"])
+    assert [file.name for file in output.glob("*.gguf")] == ["tiny-f16.gguf"], "other settings are written anew"
 
 
 def test_an_adapter_of_another_program_is_merged(trained, tmp_path, capsys):

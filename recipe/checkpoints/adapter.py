@@ -5,6 +5,7 @@ A folder has adapter_config.json and adapter_model.safetensors, or adapter_model
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 
-Delta = tuple[torch.Tensor, torch.Tensor]  # (scaled B [out, r], A [r, in]), fp32
+Delta = tuple[torch.Tensor, torch.Tensor]  # (B [out, r], A [r, in]), fp32; B is scaled unless said otherwise
 SETTINGS = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."  # what peft puts before a module's name
@@ -35,29 +36,50 @@ REFUSED = {
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "eva", "orthogonal")  # of init_lora_weights
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as saved: its settings, and weight name -> (B [out, r], A [r, in]), both fp32 and unscaled."""
+
+    rank: int
+    alpha: float
+    rslora: bool  # scaled by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732)
+    factors: dict[str, Delta]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
 def read_deltas(folder: Path) -> dict[str, Delta]:
     """Weight name -> (scale * B [out, r], A [r, in]), both fp32, for every layer that the adapter changes.
 
-    The scale is alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732). Raises RecipeError: not a LoRA adapter, a
-    setting that W + BA cannot express (by its name), an A without its B, a value that is not finite.
+    Raises RecipeError as `read_adapter` does.
+    """
+    adapter = read_adapter(folder)
+    return {name: (adapter.scale * b, a) for name, (b, a) in adapter.factors.items()}
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder`.
+
+    Raises RecipeError: not a LoRA adapter, a setting that W + BA cannot express (by its name), an A without its B, a
+    value that is not finite.
     """
     folder = Path(folder)
-    scale = _scale(read_object(folder / SETTINGS), folder / SETTINGS)
+    rank, alpha, rslora = _settings(read_object(folder / SETTINGS), folder / SETTINGS)
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise RecipeError(f"{folder} holds neither {' nor '.join(FILES)}: it is not a finished adapter")
     tensors = safetensors.open_file(file) if file.suffix == ".safetensors" else pth.read(file)
     halves = {_key(name, file): tensor for name, tensor in tensors.items()}
-    deltas = {}
-    for name, half in halves:
-        if half == "A":
-            deltas[name] = _delta(name, halves, scale, file)
-    if not deltas or len(halves) != 2 * len(deltas):
+    factors = {name: _factors(name, halves, file) for name, half in halves if half == "A"}
+    if not factors or len(halves) != 2 * len(factors):
         raise RecipeError(f"{file} is not a whole adapter: {len(tensors)} tensors are not pairs of an A and a B")
-    return deltas
+    return Adapter(rank, alpha, rslora, factors)
 
 
-def _scale(settings: Mapping[str, Any], path: Path) -> float:
+def _settings(settings: Mapping[str, Any], path: Path) -> tuple[int, float, bool]:
+    """(rank, alpha, rslora) of adapter_config.json."""
     if settings.get("peft_type", "LORA") != "LORA":
         raise RecipeError(f"{path}: peft_type is {snippet(repr(settings['peft_type']))}, expected 'LORA'")
     for key, why in REFUSED.items():
@@ -73,7 +95,7 @@ def _scale(settings: Mapping[str, Any], path: Path) -> float:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise RecipeError(f"{path}: r is {snippet(repr(rank))} and lora_alpha {snippet(repr(alpha))}, expected numbers")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return rank, alpha, bool(settings.get("use_rslora"))
 
 
 def _key(name: str, file: Path) -> tuple[str, str]:
@@ -87,11 +109,11 @@ def _key(name: str, file: Path) -> tuple[str, str]:
     return f"{module}.weight", half
 
 
-def _delta(name: str, halves: Mapping[tuple[str, str], LazyTensor], scale: float, file: Path) -> Delta:
+def _factors(name: str, halves: Mapping[tuple[str, str], LazyTensor], file: Path) -> Delta:
     a, b = halves[name, "A"], halves.get((name, "B"))
     if b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise RecipeError(f"{file} is not a whole adapter: the A of {snippet(name)} has no B that fits it")
-    delta = (scale * b.read().float(), a.read().float())
-    if not all(factor.isfinite().all() for factor in delta):
+    factors = (b.read().float(), a.read().float())
+    if not all(factor.isfinite().all() for factor in factors):
         raise RecipeError(f"{file} holds inf or NaN for {snippet(name)}: its training had failed")
-    return delta
+    return factors

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recipe.checkpoints import hf_config, llama, published, safetensors, source
+from recipe.checkpoints.files import check_listed
 from recipe.checkpoints.open import open_source
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.checkpoints.tokenizer import Tokenizer
@@ -48,8 +49,13 @@ class Conversion:
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
-        """File name -> sha256 of what the checkpoint is read from: a minute for 13 GB."""
-        return hash_inputs({file.name: file for file in self.source.files})
+        """File name -> sha256 of what the checkpoint is read from: a minute for 13 GB.
+
+        Raises RecipeError if a file is not what the manifest of its folder says, as that of a download.
+        """
+        found = hash_inputs({file.name: file for file in self.source.files})
+        check_listed({file: found[file.name] for file in self.source.files})
+        return found
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Weights, config, generation config and tokenizer into `folder`; the results for the manifest.

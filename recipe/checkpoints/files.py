@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def read_object(path: Path) -> dict[str, Any]:
 def listed_files(folder: Path) -> list[str] | None:
     """The files that a folder's manifest lists, as relative paths; None if it has no manifest."""
     return list(read_manifest(folder)["outputs"]) if (Path(folder) / MANIFEST).is_file() else None
+
+
+def check_listed(hashes: Mapping[Path, str]) -> None:
+    """Raises RecipeError if a file's sha256 is not that of the manifest in its folder, where one lists it."""
+    manifests = {
+        folder: read_manifest(folder)["outputs"]
+        for folder in {path.parent for path in hashes}
+        if (folder / MANIFEST).is_file()
+    }
+    for path, found in hashes.items():
+        expected = manifests.get(path.parent, {}).get(path.name)
+        if expected and expected["sha256"] != found:
+            raise RecipeError(f"{path} was altered: its sha256 differs from the manifest; re-create {path.parent}")
 
 
 def check_disk(output: Path, size: int) -> None:

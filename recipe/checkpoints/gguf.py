@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from recipe.checkpoints import gguf_tokenizer, llama
+from recipe.checkpoints.adapter import Delta
 from recipe.checkpoints.files import check_not_pointer
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.core.errors import RecipeError
@@ -48,6 +50,26 @@ def open_source(path: Path) -> Source:
         files=tuple(files),
         tokenizer=functools.partial(gguf_tokenizer.from_metadata, fields, path=path),
     )
+
+
+def read_adapter(path: Path, config: Mapping[str, Any]) -> dict[str, Delta]:
+    """Weight name -> (scaled B [out, r], A [r, in]), fp32, of a LoRA adapter in GGUF for a base with this `config`.
+
+    Raises RecipeError: truncated, not an adapter, tensors that are not pairs of an A and a B of this base.
+    """
+    fields, tensors = read_file(path)
+    alpha = fields.get("adapter.lora.alpha")
+    if fields.get("general.type") != "adapter" or not isinstance(alpha, float):
+        raise RecipeError(f"{path} is not a LoRA adapter: expected a file of `--to gguf-lora`")
+    hf = {new: old for old, new in llama.gguf_names(config["num_hidden_layers"]).items()}
+    deltas = {}
+    for name in (name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")):
+        if name not in hf or f"{name}.lora_b" not in tensors:
+            raise RecipeError(f"{path}: {snippet(name)} is not a layer of this base with an A and a B")
+        a, b = (tensors[f"{name}.lora_{half}"].read().float() for half in "ab")
+        heads = llama.rotary_heads(hf[name], config)
+        deltas[hf[name]] = (alpha / len(a) * (llama.to_halves(b, heads) if heads else b), a)
+    return deltas
 
 
 class _Reader(gguf.GGUFReader):

@@ -1,7 +1,7 @@
 """From this recipe's own folders to GGUF, the format of llama.cpp and Ollama: models, quantized or not, and adapters.
 
 The quantizers are those of llama.cpp's own `gguf` library, in numpy. One tensor is in memory at a time. A model is one
-file of any size: Ollama does not read split ones.
+file of any size unless it is split: llama.cpp reads split ones, Ollama does not.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,18 @@ BLOCK = 32  # elements that share a scale, in every one of these types
 OUTER = {names[1] for name, names in llama.OUTER.items() if name != llama.NORM}
 
 
-def write(folder: Path, path: Path, kind: str = "f16", chat_template: str | None = None) -> None:
-    """`folder` -> one GGUF file at `path`, tokenizer and chat template in its metadata.
+def write(
+    folder: Path,
+    path: Path,
+    kind: str = "f16",
+    chat_template: str | None = None,
+    end_id: int | None = None,
+    shard_bytes: int = 0,
+) -> None:
+    """`folder` -> a GGUF file at `path`, tokenizer and chat template in its metadata.
 
+    `end_id`: the token that ends an answer, where it is not the tokenizer's EOS. `shard_bytes`: the most bytes of
+    weights in a file, which is then named NAME-00001-of-00007.gguf where there are several; 0: one file.
     Matrices are stored as `kind` (a key of KINDS), norms as fp32. In the 4- and 5-bit kinds the embedding and the
     output layer have 8 bits, since errors in them reach every token; a matrix whose rows are not whole blocks stays
     fp16. Raises RecipeError: values that fp16 cannot hold, or a tokenizer that llama.cpp has no name for.
@@ -47,11 +56,13 @@ def write(folder: Path, path: Path, kind: str = "f16", chat_template: str | None
     source, config = open_model(folder)
     tensors = rename(source, llama.gguf_names(config.num_hidden_layers), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    writer = gguf.GGUFWriter(None, "llama")
+    writer = gguf.GGUFWriter(None, "llama", split_max_size=shard_bytes)
     _describe(writer, config, path.stem, KINDS[kind][1])
     if kind != "f16":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_tokenizer.to_metadata(writer, tokenizer, config.vocab_size, folder)
+    if end_id is not None:
+        writer.add_eot_token_id(end_id)
     if chat_template:
         writer.add_chat_template(chat_template)
     _write(writer, path, {tensor.name: (tensor, _stored_as(tensor, KINDS[kind][0])) for tensor in tensors})

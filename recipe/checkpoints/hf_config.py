@@ -1,6 +1,7 @@
 """config.json and generation_config.json: read and checked against what a LLaMA can have, and written."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,11 +187,17 @@ def write(folder: Path, config: dict[str, Any], tokenizer: "PreTrainedTokenizerF
     return changed
 
 
+def copy_generation(base: Path, folder: Path, token_ids: Iterable[int]) -> None:
+    """The generation_config.json of a converted model, with these end tokens."""
+    shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+    add_end_tokens(folder, token_ids)
+
+
 def add_end_tokens(folder: Path, token_ids: Iterable[int]) -> None:
     """Let a generation end at these tokens too: the end mark of a template need not be the tokenizer's EOS."""
     path = folder / "generation_config.json"
     ends = read_object(path).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if missing := [token_id for token_id in token_ids if token_id not in ends]:
         settings = {**read_object(path), "eos_token_id": [*ends, *missing]}
         # as transformers writes it

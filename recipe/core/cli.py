@@ -13,7 +13,7 @@ from typing import Any
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
-from recipe.core.text import close_bars, say, snippet
+from recipe.core.text import close_bars, print_any_text, say, snippet
 
 INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
@@ -33,10 +33,12 @@ _PLANNED = (
 )
 _RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
 FIELDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("base.source", "corpus.source"),
     "convert": ("base.source", "base.path", "base.dtype"),
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
+    "rehearse": (*_PLANNED, "runs", "train.epochs"),
     "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
@@ -110,6 +112,7 @@ def entry(main: Callable[[], int]) -> int:
 
     Only defects of the recipe itself end in a traceback.
     """
+    print_any_text()
     try:
         return main()
     except RecipeError as error:
@@ -138,7 +141,10 @@ def _fail(message: str, code: int) -> int:
 # What libraries raise for a full disk or memory, by their own types: safetensors, tokenizers, torch.
 FOREIGN = (
     (r"No space left on device|unexpected pos \d+ vs", errno.ENOSPC),
-    (r"[Cc]annot allocate memory|can't allocate memory|out of memory|bad allocation", errno.ENOMEM),
+    (
+        r"[Cc]annot allocate memory|can't allocate memory|out of memory|bad allocation|failed to map segment from",
+        errno.ENOMEM,
+    ),
 )
 HINTS = {
     errno.ENOSPC: ("no space is left on the disk", "free some or choose another path, then run the same command again"),

@@ -39,7 +39,7 @@ class Source:
 
     path: str = opt(
         "",
-        "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
+        "raw conversations: a JSON, JSON Lines, CSV or Parquet file, or a folder that `datasets` saved",
         hashed=False,
         kind="file",
     )
@@ -123,6 +123,13 @@ class Lora:
     target_modules: tuple[str, ...] = opt(
         ("q_proj", "v_proj"), "linear layers of the decoder that get an adapter", choices=LINEARS
     )
+    start: str = opt(
+        "",
+        "an adapter to continue from on other data: the folder of a finished run, or of an adapter of peft or "
+        "alpaca-lora; empty: a new one",
+        hashed=False,
+        kind="path",
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,9 @@ class Train:
     """The optimization."""
 
     seed: int = opt(0, "seed of adapter initialization, data order and dropout", low=0, high=SEEDS)
-    epochs: float = opt(1.0, "passes over the training samples", above=0, high=1000)
+    epochs: float = opt(
+        1.0, "passes over the training samples; 0: keep the adapter of lora.start as it is", low=0, high=1000
+    )
     micro_batch_tokens: int = opt(
         2048,
         "tokens per forward pass, filled with whole conversations; at least corpus.max_length",
@@ -165,6 +174,15 @@ class Train:
     )
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False, low=1, high=10**9)
     keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False, low=1, high=1000)
+    keep: str = opt(
+        "last",
+        "the adapter that the run ends with: that of the last step, or of the validation with the lowest loss",
+        hashed="if set",
+        choices=("last", "best"),
+    )
+    patience: int = opt(
+        0, "stop early after this many validations without a lower loss; 0: never", hashed="if set", low=0, high=10**6
+    )
     max_minutes: float = opt(
         0.0,
         "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
@@ -258,7 +276,7 @@ def hashed(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
-        elif item.metadata["hashed"]:
+        elif item.metadata["hashed"] is True or (item.metadata["hashed"] and value != item.default):
             out[item.name] = _plain(value)
     return out
 

@@ -88,12 +88,18 @@ def atomic_folder(path: Path, replace_any: bool = False) -> Iterator[Path]:
     """Fill a new folder that takes the place of `path` when the block ends; any error, SIGINT included, removes it.
 
     `path` may be a link: the folder that it points to is replaced. Raises UsageError if `path` holds anything but an
-    artefact of the stage whose manifest the block writes (`check_folder`); `replace_any`: the caller owns the folder.
+    artefact of the stage whose manifest the block writes (`check_folder`), RecipeError if another process writes it;
+    `replace_any`: the caller owns the folder, and holds a lock.
     """
     path = Path(path)
     if not replace_any:
         check_folder(path)
     path = path.resolve() if path.is_symlink() else path
+    with contextlib.nullcontext() if replace_any else lock_folder(path):
+        yield from _replaced(path, replace_any)
+
+
+def _replaced(path: Path, replace_any: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     remove(partial)  # from a killed process
@@ -115,21 +121,50 @@ def atomic_folder(path: Path, replace_any: bool = False) -> Iterator[Path]:
         remove(partial)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed just after it had replaced `path` left beside it."""
+    path = Path(path).resolve()
+    leftovers = [path.with_name(f".{path.name}.{ending}") for ending in ("partial", "old", "lock")]
+    if any(os.path.lexists(place) for place in leftovers):
+        with contextlib.suppress(RecipeError, OSError), lock_folder(path):
+            remove(leftovers[0])
+            remove(leftovers[1])
+
+
+def lock_folder(path: Path) -> contextlib.AbstractContextManager[None]:
+    """`lock_file` beside a folder that is about to be replaced."""
+    busy = f"another process writes {path}: wait for it to end, or stop it, then run the same command again"
+    return lock_file(path.with_name(f".{path.name}.lock"), busy)
+
+
 @contextlib.contextmanager
 def lock_file(path: Path, busy: str) -> Iterator[None]:
     """Hold an exclusive lock on `path` while the block runs. The lock ends with its process, however that ends.
 
-    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS.
+    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS; a process
+    must not take the same one twice, since closing either file ends both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with _locked(path, busy):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is locked: see `_locked`
+
+
+def _locked(path: Path, busy: str) -> IO[str]:
+    while True:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by the caller
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise RecipeError(busy) from None
-        yield
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # its owner removed it between opening and locking
 
 
 def is_locked(path: Path) -> bool:

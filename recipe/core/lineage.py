@@ -14,15 +14,17 @@ from recipe.core.manifest import differences, hash_inputs, read_manifest, verify
 from recipe.core.run import EVAL_PARTS, RECORDS, Run, records_problems
 from recipe.core.text import printable, snippet
 
-OWN = (".lock", RECORDS, EVAL_PARTS)  # of a run; its other files are in a manifest
+OWN = (RECORDS, EVAL_PARTS)  # of a run; its other files are in a manifest
 # Parts of a manifest -> in words, and whether a difference can change a result.
 PARTS = {
     "config": ("config", "yes"),
     "data": ("data", "yes"),
     "weights": ("weights", "yes"),
     "code": ("code", "perhaps: compare the versions"),
-    "environment": ("environment", "perhaps: another library or machine may round differently"),
+    "environment": ("environment", "perhaps: another library may round differently"),
+    "hardware": ("hardware", "perhaps in the last bits: another CPU, GPU or number of threads adds in another order"),
 }
+THREADS = "results.threads:"  # of a run, in its results
 
 
 def verify_all(folder: Path) -> list[str]:
@@ -42,12 +44,13 @@ def verify_all(folder: Path) -> list[str]:
 def _list_uncovered(folder: Path, nested: list[Path]) -> Iterator[str]:
     """Files that neither the manifest, the records of a run, nor the manifest of an inner artefact list."""
     inner = {path.relative_to(folder).as_posix(): set(list_unlisted(path)) for path in nested}
-    recorded = set(Run(folder).records()) | set(OWN)
+    recorded = {*Run(folder).records(), *OWN}
     for name in list_unlisted(folder):
         owner = next((prefix for prefix in inner if name.startswith(f"{prefix}/")), None)
         if owner is not None and name.removeprefix(f"{owner}/") not in inner[owner]:
             continue
-        if name not in recorded:
+        is_lock = name.startswith(".") and name.endswith(".lock")  # of a process that works here, or was killed
+        if name not in recorded and not is_lock:
             yield name
 
 
@@ -95,14 +98,14 @@ def trace(folder: Path, config: Config | None = None) -> Iterator[Link]:
         path, matches = _find(name, expected, candidates)
         yield Link(folder, name, path, matches)
         if path is not None and (path / MANIFEST).is_file() and path.resolve() != folder.resolve():
-            yield from trace(path, config)
+            yield from trace(path, None if name == "start" else config)  # a parent run has a config of its own
 
 
 def _list_candidates(folder: Path, config: Config) -> dict[str, list[Path]]:
     """Name of an input, or of a file, -> paths where it may be."""
     base, source = Path(config.base.path or "."), Path(config.base.source or ".")
     out = {"base": [base], "corpus": [Path(config.corpus.path or ".")]}
-    out |= {"run": [folder.parent], "merged": [folder.with_name("merged")]}
+    out |= {"run": [folder.parent], "merged": [folder.with_name("merged")], "start": [Path(config.lora.start or ".")]}
     files = [Path(entry.path) for entry in config.corpus.source] + [Path(path) for path in config.corpus.decontaminate]
     for place in (source, base):
         files += [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
@@ -127,9 +130,9 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[st
     found: dict[str, list[str]] = {}
     for line in differences(one, two):
         part, _, rest = line.partition(".")
-        part = part.partition(":")[0]
+        part = "hardware" if line.startswith(THREADS) else part.partition(":")[0]
         if part == "inputs":
-            part = "weights" if rest.startswith(("base", "run", "merged", "adapter")) else "data"
+            part = "weights" if rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
             if rest.startswith(("tokenizer", "special_tokens")) or rest.split(":")[0].endswith(
                 (".pth", ".safetensors")
             ):

@@ -1,7 +1,7 @@
-"""Every artefact has a manifest.json: inputs, outputs, config, code, environment, results.
+"""Every artefact has a manifest.json: inputs, outputs, config, code, environment, hardware, results.
 
 A stage is done if its manifest matches *and every hash in it matches*. A manifest has no time of day, host name or
-absolute path, so the same work on another machine leaves the same bytes.
+absolute path, so the same work in another place leaves the same bytes. It ends with a sha256 of its own content.
 """
 
 import json
@@ -10,9 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST, atomic_file, digest, list_files, sha256
+from recipe.core.files import MANIFEST, atomic_file, digest, list_files, remove_leftovers, sha256
 from recipe.core.text import printable, say, snippet
-from recipe.core.versions import code_sha256, environment
+from recipe.core.versions import code_sha256, environment, hardware
+
+OWN_DIGEST = "sha256"  # of the manifest without this key
 
 
 def write_manifest(
@@ -49,7 +51,7 @@ def build_manifest(
     results: Mapping[str, Any],
     outputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A manifest as plain values, with this code and environment."""
+    """A manifest as plain values, with this code, environment and hardware."""
     return {
         "stage": stage,
         "config": dict(config),
@@ -57,14 +59,15 @@ def build_manifest(
         "outputs": dict(outputs),
         "code": code_sha256(),
         "environment": environment(),
+        "hardware": hardware(),
         "results": dict(results),
     }
 
 
 def save_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest as JSON, whole or not at all."""
+    """Write a manifest as JSON with its own digest, whole or not at all."""
     with atomic_file(path) as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False, sort_keys=True)
+        json.dump({**manifest, OWN_DIGEST: digest(manifest)}, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
 
 
@@ -96,6 +99,9 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         raise RecipeError(f"{path} is damaged ({snippet(error)}); re-create {folder}") from None
     if not _is_manifest(manifest):
         raise RecipeError(f"{path} is not a manifest of this recipe; re-create {folder}")
+    expected = manifest.pop(OWN_DIGEST, None)  # None: of an older version
+    if expected is not None and expected != digest(manifest):
+        raise RecipeError(f"{path} was altered: its content differs from its own digest; re-create {folder}")
     return manifest
 
 
@@ -175,6 +181,7 @@ def completed(folder: Path, stage: str, config: Mapping[str, Any], inputs: Mappi
         return None
     if manifest.get("code") != code_sha256():
         say(f"{folder} was made by another version of this code; it is kept, since its inputs and config are the same")
+    remove_leftovers(folder)
     return manifest
 
 

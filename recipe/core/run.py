@@ -2,9 +2,10 @@
 
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
-  config.toml manifest.json metrics.jsonl matmul.json
+  config.toml manifest.json metrics.jsonl tensorboard/ matmul.json failed_batch.json
   checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
-  eval.json  eval-losses.jsonl  samples.md  comparisons.jsonl  vote.html  votes.json  report.html  report.md
+  eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
+  report.html  report.md
 """
 
 import os
@@ -21,7 +22,8 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
 EVAL_PARTS = ".eval-parts.jsonl"
-RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
+# when training ends; evaluation adds its own
+RECORDED = ("config.toml", "metrics.jsonl", "tensorboard", "matmul.json", "failed_batch.json")
 
 
 def quantized_folder(base: Path, precision: str) -> Path:
@@ -74,6 +76,16 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        """The rows of `metrics` for TensorBoard. The usual name of such a file has a time and the host's name in it."""
+        return self.folder / "tensorboard" / "events.out.tfevents.run"
+
+    @property
+    def failed_batch(self) -> Path:
+        """The conversations of the step that ended the run, if one did."""
+        return self.folder / "failed_batch.json"
+
+    @property
     def matmul(self) -> Path:
         """The accumulation dtype chosen per layer shape."""
         return self.folder / "matmul.json"
@@ -94,6 +106,11 @@ class Run:
     @property
     def eval_json(self) -> Path:
         return self.folder / "eval.json"
+
+    @property
+    def exports(self) -> Path:
+        """The validation loss of the model in every format."""
+        return self.folder / "exports.json"
 
     @property
     def samples(self) -> Path:
@@ -127,6 +144,10 @@ class Run:
     def merged(self, to: str = "hf") -> Path:
         """The merged weights in the format `to`."""
         return self.folder / ("merged" if to == "hf" else f"merged-{to}")
+
+    def exported(self) -> list[Path]:
+        """The folders of the formats that exist beside `merged`, by name."""
+        return sorted(path for path in self.folder.glob("merged-*") if (path / MANIFEST).is_file())
 
     def config(self, overrides: dict[str, object] | None = None) -> Config:
         """The resolved config that the run left, with `overrides` applied."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
-def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel":
+def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int, rslora: bool = False) -> "PeftModel":
     """A fresh LoRA adapter on `model`, in fp32: B is zero, and the seed is set here, before A is drawn.
+
+    rslora: the update is scaled by alpha / sqrt(rank), as in an adapter that is continued (`start`).
 
     Raises RecipeError if a target module is not a linear layer of the decoder.
     """
@@ -39,6 +41,7 @@ def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int) -> "PeftModel"
         target_modules=list(lora.target_modules),
         bias="none",
         task_type="CAUSAL_LM",
+        use_rslora=rslora,
     )
     return get_peft_model(model, settings)
 

@@ -47,13 +47,7 @@ def trained_positions(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch
     """
     llama = causal_lm(model)
     device = llama.lm_head.weight.device
-    targets = batch["labels"][0, 1:].to(device)
-    keep = (targets != IGNORED).nonzero().squeeze(1)
-    if not len(keep):
-        raise RecipeError(
-            "a pack without a trained token, expected at least one: the corpus has a sample without an assistant "
-            "turn; prepare it again"
-        )
+    keep, targets = targets_of(batch, device)
     hidden = llama.model(
         input_ids=batch["input_ids"].to(device),
         position_ids=batch["position_ids"].to(device),
@@ -63,19 +57,39 @@ def trained_positions(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch
         lengths=batch["lengths"],
         prefix=batch["prefix"],
     ).last_hidden_state
-    return hidden[0, keep], targets[keep]
+    return hidden[0, keep], targets
+
+
+def targets_of(batch: Mapping[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(positions [n] that predict a trained token, those tokens [n] int64) of a pack.
+
+    Raises RecipeError if no token is trained.
+    """
+    targets = batch["labels"][0, 1:].to(device)
+    keep = (targets != IGNORED).nonzero().squeeze(1)
+    if not len(keep):
+        raise RecipeError(
+            "a pack without a trained token, expected at least one: the corpus has a sample without an assistant "
+            "turn; prepare it again"
+        )
+    return keep, targets[keep]
 
 
 def pack_token_nll(model: nn.Module, batch: Mapping[str, Any]) -> list[list[float]]:
     """Negative log-likelihood in nats of every trained token of a pack, a list for each of its conversations."""
-    lengths, prefix = batch["lengths"], batch["prefix"]
-    ends = list(itertools.accumulate(lengths[:1] + [length - prefix for length in lengths[1:]]))
-    trained = (batch["labels"][0] != IGNORED).tolist()
-    counts = [sum(trained[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     weight = causal_lm(model).lm_head.weight
     with torch.no_grad(), autocast(weight.device):
         hidden, targets = trained_positions(model, batch)
         nll = token_nll(hidden, weight, targets)
+    return by_conversation(batch, nll)
+
+
+def by_conversation(batch: Mapping[str, Any], nll: torch.Tensor) -> list[list[float]]:
+    """The values of a pack's trained tokens, in order, as a list for each of its conversations."""
+    lengths, prefix = batch["lengths"], batch["prefix"]
+    ends = list(itertools.accumulate(lengths[:1] + [length - prefix for length in lengths[1:]]))
+    trained = (batch["labels"][0] != IGNORED).tolist()
+    counts = [sum(trained[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return [part.tolist() for part in nll.cpu().split(counts)]
 
 

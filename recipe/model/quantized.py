@@ -14,7 +14,7 @@ from torch import nn
 from recipe.checkpoints import safetensors
 from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError, UnfitError
-from recipe.core.files import MANIFEST, atomic_folder, sha256
+from recipe.core.files import MANIFEST, atomic_folder, lock_folder, sha256
 from recipe.core.manifest import check_intact, hash_inputs, read_manifest, verify, write_manifest
 from recipe.core.run import quantized_folder
 from recipe.core.text import say
@@ -127,10 +127,10 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
         say(f"no {precision} copy is written for the next start: {folder} holds something else")
         return
     try:
-        with atomic_folder(folder, replace_any=True) as partial:
+        with lock_folder(folder), atomic_folder(folder, replace_any=True) as partial:
             _write_shards(partial, model, rest)
             write_manifest(partial, STAGE, {"precision": precision}, _inputs(base), {})
-    except OSError as error:
+    except (OSError, RecipeError) as error:
         say(f"no {precision} copy is written ({error}): the next start reads the weights again")
     else:
         say(f"wrote {folder}, {base} in {precision}: the next start reads it instead")

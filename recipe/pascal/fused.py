@@ -3,17 +3,20 @@
 Autograd keeps the inputs of every operation: for a norm its input in fp32 twice, for the MLP gate, silu and product.
 As one function, a norm keeps its input in its own dtype and one number per row, and the MLP its two factors. That is
 40 % less of a 7B layer's activations, so fewer layers need activation checkpointing, or none. On a CPU it also saves
-time: fewer passes over memory. Norms and MLPs equal those of transformers bit for bit. Needs torch alone.
+time: fewer passes over memory. Norms and MLPs equal those of transformers bit for bit where no adapter is on them.
+Needs torch alone.
 """
 
 from collections.abc import Iterable
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from recipe.pascal.attention import packed_attention
+from recipe.pascal.lora import project
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -96,24 +99,15 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def fuse_layers(norms: Iterable[nn.Module], mlps: Iterable[nn.Module], attentions: Iterable[nn.Module]) -> None:
     """Use the functions above in these LlamaRMSNorm, LlamaMLP and LlamaAttention modules of transformers, in place.
 
-    Only these modules change; transformers itself is not patched.
+    Adapters on the linear layers of one input are computed together (lora.py). Only these modules change; transformers
+    itself is not patched. The attentions are for training: they take packs and no cache.
     """
     for norm in norms:
         norm.forward = partial(_norm_forward, norm)
     for mlp in mlps:
         mlp.forward = partial(_mlp_forward, mlp)
     for attention in attentions:
-        attention.forward = partial(
-            _replace_globals(type(attention).forward, apply_rotary_pos_emb=apply_rotary), attention
-        )
-
-
-def _replace_globals(function: Any, **replacements: Any) -> FunctionType:
-    """Copy of `function` with some of its module globals replaced; the module itself is not changed."""
-    names = {**function.__globals__, **replacements}
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+        attention.forward = partial(_attention_forward, attention)
 
 
 def _norm_forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
@@ -121,4 +115,23 @@ def _norm_forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
-    return mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)))
+    return project(swiglu(*project(x, mlp.gate_proj, mlp.up_proj)), mlp.down_proj)[0]
+
+
+def _attention_forward(
+    attention: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    past_key_value: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """LlamaAttention.forward (transformers 4.49) for a pack: hidden_states [rows, n, hidden], no cache."""
+    if past_key_value is not None:
+        raise ValueError("found a cache of keys and values, expected none: a model prepared for training takes packs")
+    rows, tokens, _ = hidden_states.shape
+    states = project(hidden_states, attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (state.view(rows, tokens, -1, attention.head_dim).transpose(1, 2) for state in states)
+    query, key = apply_rotary(query, key, *position_embeddings)
+    heads, _ = packed_attention(attention, query, key, value, attention_mask, attention.scaling, **kwargs)
+    return project(heads.reshape(rows, tokens, -1), attention.o_proj)[0], None

@@ -66,11 +66,12 @@ class Step:
     # A CPU copies where it casts, stores the dropout mask as numbers and, for short sequences, the attention matrix.
     cuda: bool = True
     fp16_accumulation: bool = False  # the frozen int8 layers multiply as gemm.py does
+    fp16_arithmetic: bool = True  # a GPU without it computes in fp32
 
     @property
     def half(self) -> bool:
         """Whether the step runs under autocast to 16 bits: on a GPU; on a CPU this recipe computes in fp32."""
-        return self.cuda
+        return self.cuda and self.fp16_arithmetic
 
     @property
     def width(self) -> int:
@@ -83,7 +84,7 @@ class Estimate:
     """Peak memory of a step in bytes, by purpose."""
 
     weights: int
-    adapters: int  # fp32 parameters, their gradients, and 16-bit copies under autocast
+    adapters: int  # fp32 parameters and their gradients
     optimizer: int
     kept: int  # activations kept for the backward pass
     loss: int  # a few rows of logits and the gradient of the hidden states
@@ -109,10 +110,11 @@ def estimate_memory(shape: Shape, step: Step, recomputed: int) -> Estimate:
     # memory; or of a recomputed layer, with all of its activations and its output's gradient. `layer` is what the
     # larger one needs beyond the kept activations.
     last = layer_work(shape, step) if stored else 0
-    again = whole + layer_input + layer_work(shape, step) - stored if recomputed else 0
+    # its own input is the one that its first norm keeps, so it is not counted again: the output's gradient is
+    again = whole + layer_work(shape, step) - stored if recomputed else 0
     return Estimate(
         weights=weight_bytes(shape, step),
-        adapters=trained * (2 * FP32 + (step.width if step.half else 0)),
+        adapters=trained * 2 * FP32,
         optimizer=trained * OPTIMIZER_BYTES[step.optimizer],
         kept=stored + inputs + final_norm,
         loss=loss_bytes(shape, step),
@@ -178,17 +180,12 @@ def _norm(shape: Shape, step: Step) -> int:
 
 
 def _lora(shape: Shape, step: Step, names: tuple[str, ...]) -> int:
-    """Each A keeps its input in the compute dtype, each B the output of A, and dropout its mask."""
-    per_token, shared = 0, set()
-    for name in set(names) & set(step.targets):
-        fan_in = shape.linears()[name][0]
-        per_token += step.rank * step.width
-        if step.dropout:
-            per_token += fan_in * ((1 if step.cuda else FP32) + step.width)
-        elif step.half or INPUTS[name] not in shared:  # autocast casts the fp32 input again for each adapter
-            per_token += fan_in * step.width
-        shared.add(INPUTS[name])
-    return step.tokens * per_token
+    """Adapters keep their shared input once, what each A makes of it, and A and B in the compute dtype (lora.py)."""
+    adapted = set(names) & set(step.targets)
+    widths = {INPUTS[name]: shape.linears()[name][0] for name in adapted}
+    per_token = sum(widths.values()) + step.rank * len(adapted)
+    copies = step.rank * sum(sum(shape.linears()[name]) for name in adapted)
+    return (step.tokens * per_token + copies) * step.width
 
 
 def layer_work(shape: Shape, step: Step) -> int:
@@ -205,9 +202,8 @@ def layer_work(shape: Shape, step: Step) -> int:
         _frozen(shape, step) - freed,
         3 * numbers * step.width - freed,  # gradients of the product and of its two factors
     ]
-    if adapted:  # its input, the input in fp32 and after dropout; its output and that of the frozen layer
-        inputs = step.half * (step.width + FP32) + step.dropout * FP32
-        points.append(numbers * inputs + 2 * stream)
+    if adapted:  # its input, also after dropout, and its output
+        points.append(numbers * (1 + step.dropout) * step.width + stream)
     if not step.cuda and not _tiled(step):  # input and output of the softmax
         points.append(2 * _scores(shape, step) - _after_scores(shape, step))
     return stream + max(points)
@@ -216,7 +212,7 @@ def layer_work(shape: Shape, step: Step) -> int:
 def _frozen(shape: Shape, step: Step) -> int:
     """Bytes around down_proj, the widest frozen layer:
 
-    input (or its gradient) + 16-bit weight + max(gradient of the adapter, fp32 copies on a CPU) + split-K partials.
+    input (or its gradient) + weight as computed with + max(gradient by the adapter, fp32 copies on a CPU) + partials.
     """
     wide = step.tokens * shape.intermediate_size * step.width
     adapter_grad = wide if "down_proj" in step.targets else 0

@@ -1,5 +1,6 @@
 """The report files of a corpus, and of one of which nothing is left."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from recipe.conversations.pipeline import stats
 from recipe.conversations.samples import render_sample
 from recipe.conversations.tokens import visible
 from recipe.core.config import Corpus
+from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, atomic_folder
 from recipe.core.manifest import read_manifest, write_manifest
 from recipe.reports import corpus_html
@@ -52,5 +54,6 @@ def account_folder(corpus: Path) -> Path:
 def remove_account(corpus: Path) -> None:
     """Remove what an earlier attempt left where nothing was left to train on."""
     folder = account_folder(corpus)
-    if (folder / MANIFEST).is_file() and read_manifest(folder)["stage"] == DROPPED:
-        shutil.rmtree(folder)
+    with contextlib.suppress(RecipeError):  # not a manifest of this recipe: a person's folder
+        if (folder / MANIFEST).is_file() and read_manifest(folder)["stage"] == DROPPED:
+            shutil.rmtree(folder)

@@ -8,6 +8,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import digest
 from recipe.core.manifest import read_manifest
 from recipe.reports import evaluation as numbers
+from recipe.reports import exports
 from recipe.reports.charts import Bar
 from recipe.reports.view import Table
 
@@ -91,3 +92,8 @@ def _sources(results: Values) -> Table:
 def show(item: object) -> str:
     """A number of a manifest for a person."""
     return f"{item:.4f}" if isinstance(item, float) else f"{item:,}" if isinstance(item, int) else str(item)
+
+
+def export_tables(result: Mapping[str, Any]) -> list[Table]:
+    """The validation loss of each format that recipe.merge wrote, as read from its files."""
+    return [Table("What was shipped, and its loss", exports.rows(result), exports.explain(result))] if result else []

@@ -9,7 +9,7 @@ from recipe.core.files import is_locked
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
 from recipe.reports import evaluation as numbers
-from recipe.reports.run_tables import corpus_tables, evaluation_tables, training_tables, vote_tables
+from recipe.reports.run_tables import corpus_tables, evaluation_tables, export_tables, training_tables, vote_tables
 from recipe.reports.view import RunView, Table, Tile
 
 
@@ -19,6 +19,7 @@ def read_view(run: Run, plan: Sequence[Table] = ()) -> RunView:
     Raises RecipeError if eval.json was altered.
     """
     manifest = read_manifest(run.folder) if run.manifest_file.is_file() else None
+    exported = read_json(run.exports)
     evaluation, votes, metrics = read_evaluation(run), read_json(run.votes), read_metrics(run.metrics)
     votes = votes if votes.get("run") == evaluation.get("provenance", {}).get("inputs", {}).get("run") else {}
     return RunView(
@@ -31,6 +32,7 @@ def read_view(run: Run, plan: Sequence[Table] = ()) -> RunView:
         tables=[
             *evaluation_tables(evaluation),
             *vote_tables(votes),
+            *export_tables(exported),
             *plan,
             *training_tables(manifest),
             *corpus_tables(run.config().corpus.path, manifest),

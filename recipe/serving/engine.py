@@ -16,6 +16,7 @@ from recipe.core.errors import RecipeError
 from recipe.model.likelihood import autocast, causal_lm
 from recipe.serving.text import TextStream, TokenBytes
 
+GREEDY = 1e-4  # a temperature below this is 0: logits divided by it would overflow
 SCORED = 256  # positions whose logits over the whole vocabulary are in memory at once
 
 
@@ -59,7 +60,7 @@ class Piece:
     """The next part of an answer. The last one has `finish`: stop, length or cancelled."""
 
     text: str
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[Token, ...] = ()  # where log-probabilities are asked for; the token that ends the answer included
     finish: str | None = None
     count: int = 0  # tokens generated so far, the end token included
 
@@ -129,12 +130,12 @@ class Engine:
                 logits = self._step(request.model, past, ids)
                 token = choose(logits, ids)
                 count += 1
+                if request.logprobs is not None:
+                    waiting.append(_scored(logits, token, request.logprobs, len(text.raw)))
                 if token in request.ends:
                     finish = "stop"
                     break
                 ids.append(token)
-                if request.logprobs is not None:
-                    waiting.append(_scored(logits, token, request.logprobs, len(text.raw)))
                 shown = text.push(self.bytes(token))
                 ready = [item for item in waiting if item.start < text.sent]
                 waiting = waiting[len(ready) :]
@@ -145,6 +146,7 @@ class Engine:
             yield Piece(text.close(), tuple(waiting), finish, count)
         except Exception:
             past.cache = None  # a forward pass that failed leaves layers of different lengths
+            self.forget()  # and where memory was short, the next answer needs what the other model keeps
             raise
         finally:
             if past.cache is not None:
@@ -212,7 +214,7 @@ class _Chooser:
         from transformers.generation import logits_process as processors
 
         sampling = request.sampling
-        self.device, self.greedy = device, sampling.temperature == 0
+        self.device, self.greedy = device, sampling.temperature < GREEDY
         self.steps: list[Any] = []
         if sampling.repetition_penalty != 1:
             self.steps.append(processors.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))

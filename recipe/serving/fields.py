@@ -50,7 +50,7 @@ class Fields:
         value = self.body.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise BadRequest(f"{name} must be a number from {low:g} to {high:g}", name)
-        return value
+        return float(value)
 
     def integer(self, name: str, default: int | None, low: int, high: int) -> int | None:
         """An integer from `low` to `high`."""
@@ -110,11 +110,20 @@ class Fields:
         return older if newer is None else newer
 
     def messages(self) -> list[Message]:
-        """The turns of a chat. Their order is checked by the template."""
+        """The turns of a chat: perhaps a system message, then user and assistant in turn, the last one of the user."""
         value = self.body.get("messages")
         if not isinstance(value, list) or not 0 < len(value) <= MAX_MESSAGES:
             raise BadRequest(f"messages must be a list of 1 to {MAX_MESSAGES} messages", "messages")
-        return [self._message(message) for message in value]
+        messages = [self._message(message) for message in value]
+        roles = [message.role for message in messages]
+        turns = roles[1:] if roles[0] == "system" else roles
+        if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+            raise BadRequest(
+                "messages must be of user and assistant in turn, with user first and last; only the first message of "
+                "all may be of system",
+                "messages",
+            )
+        return messages
 
     def _message(self, message: Any) -> Message:
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:

@@ -26,6 +26,7 @@ from recipe.serving.worker import Busy, Worker
 
 BODY_BYTES = 1_000_000
 BODY_SECONDS = 20.0
+IDLE_SECONDS = 30.0  # until a connection without a request in progress is closed
 PAGE = Path(__file__).with_name("page.html")
 OPEN = {"/", "/health"}  # without the key: they tell nothing, and the page asks for the key
 HEADERS = {
@@ -237,7 +238,7 @@ def bind(host: str, port: int) -> socket.socket:
 async def serve(server: Server, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM."""
     runner = web.AppRunner(
-        server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, keepalive_timeout=30.0
+        server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, keepalive_timeout=IDLE_SECONDS
     )
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

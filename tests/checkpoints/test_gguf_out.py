@@ -108,6 +108,40 @@ def test_the_chat_template_is_in_the_metadata(folder: Path, tmp_path: Path) -> N
     assert "tokenizer.chat_template" not in gguf.GGUFReader(tmp_path / "n.gguf").fields
 
 
+def test_a_split_model_is_the_same_one(folder: Path, tmp_path: Path) -> None:
+    gguf_out.write(folder, tmp_path / "one.gguf", "q8_0", "{{ messages }}")
+    gguf_out.write(folder, tmp_path / "many.gguf", "q8_0", "{{ messages }}", shard_bytes=40_000)
+    files = sorted(tmp_path.glob("many-*.gguf"))
+    assert len(files) > 2 and files[0].name == f"many-00001-of-{len(files):05d}.gguf"
+    for file in files:
+        sizes = [tensor.n_bytes for tensor in gguf.GGUFReader(file).tensors]
+        assert sizes and (sum(sizes) <= 40_000 or len(sizes) == 1)
+    one, many = (open_source(tmp_path / name).tensors for name in ("one.gguf", files[-1].name))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name].read(), many[name].read()) for name in one)
+
+
+def test_an_end_mark_that_is_not_eos_is_named(folder: Path, tmp_path: Path) -> None:
+    gguf_out.write(folder, tmp_path / "m.gguf", end_id=300)
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 300
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+
+
+def test_an_adapter_comes_back_as_it_was(folder: Path, tmp_path: Path, deltas) -> None:
+    config = LlamaConfig.from_pretrained(folder)
+    gguf_out.write_adapter(deltas, config, tmp_path / "lora.gguf")
+    back = gguf_reader.read_adapter(tmp_path / "lora.gguf", config.to_dict())
+    assert back.keys() == deltas.keys()
+    for name, factors in deltas.items():
+        assert all(torch.equal(one, two) for one, two in zip(factors, back[name], strict=True))
+    gguf_out.write(folder, tmp_path / "base.gguf")
+    with pytest.raises(RecipeError, match="is not a LoRA adapter"):
+        gguf_reader.read_adapter(tmp_path / "base.gguf", config.to_dict())
+    with pytest.raises(RecipeError, match=r"blk\.1\..* is not a layer of this base"):
+        gguf_reader.read_adapter(tmp_path / "lora.gguf", {**config.to_dict(), "num_hidden_layers": 1})
+
+
 @pytest.fixture(scope="module")
 def deltas() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """On layers with and without a rotary layout."""

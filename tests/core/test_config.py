@@ -289,7 +289,7 @@ def test_help_prints_only_the_fields_asked_for():
     lines = list(configs.describe(["lora", "base.path"]))
     assert [line.partition(":")[0] for line in lines] == [
         "base.path",
-        *(f"lora.{name}" for name in ("rank", "alpha", "dropout", "target_modules")),
+        *(f"lora.{name}" for name in ("rank", "alpha", "dropout", "target_modules", "start")),
     ]
 
 

@@ -102,6 +102,34 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path, text, said):
     assert completed(tmp_path, "s", {}, {}) is None
 
 
+def test_a_flipped_bit_of_a_manifest_is_noticed(artefact):
+    """Also in what no other file depends on, such as the results."""
+    whole = (artefact / MANIFEST).read_bytes()
+    assert read_manifest(artefact)["results"] == {"n": 2}
+    for place in (whole.index(b'"n": 2') + 5, whole.index(b'"python"') + 12):
+        (artefact / MANIFEST).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(RecipeError, match="its content differs from its own digest"):
+            read_manifest(artefact)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(artefact, tmp_path):
+    """And a lock that a killed process left is nobody's."""
+    code = (
+        "import sys; from pathlib import Path; from recipe.core.files import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as partial:\n"
+        "    (partial / 'x').write_text('x'); print('inside', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(artefact)], stdin=-1, stdout=-1) as first:
+        first.stdout.readline()
+        with pytest.raises(RecipeError, match="another process writes "), atomic_folder(artefact):
+            pass
+        assert (tmp_path / ".artefact.partial" / "x").is_file(), "the first one's work is untouched"
+        first.kill()
+    with atomic_folder(artefact) as partial:
+        (partial / "y").write_text("y")
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
 def test_a_damaged_manifest_lets_the_stage_run_again(artefact, tmp_path):
     (artefact / MANIFEST).write_text("{")
     with atomic_folder(artefact) as partial:

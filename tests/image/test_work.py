@@ -51,6 +51,37 @@ def test_converts_prepares_and_trains_in_mounted_folders(image, checkout, tiny_s
     assert (run / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
     assert json.loads((run / "manifest.json").read_text())["stage"] == "train"
 
+    served = image.python("-c", ASK_SERVER, flags=mounts)
+    assert served.returncode == 0, served.stdout + served.stderr
+    assert json.loads(served.stdout) == {"models": ["tuned", "base"], "page": True, "answered": True, "exit": 0}
+    assert "Which colour" not in served.stderr
+
+
+# Inside the image, on its read-only root and with no network but loopback: start the server, ask it, stop it.
+ASK_SERVER = """
+import json, signal, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "recipe.serve", "--run", "runs/tiny/latest", "--port", "0"]
+server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+for line in server.stderr:
+    print(line, end="", file=sys.stderr)
+    if line.startswith("serving"):
+        break
+address = line.split(" at ")[1].split(" ")[0]
+def get(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=60).read().decode()
+models = [model["id"] for model in json.loads(get("v1/models"))["data"]]
+messages = [{"role": "user", "content": "Which colour is thing 1?"}]
+body = {"model": "tuned", "messages": messages, "max_tokens": 4}
+answer = json.loads(get("v1/chat/completions", body))
+page = "<textarea" in get("")
+server.send_signal(signal.SIGTERM)
+sys.stderr.write(server.stderr.read())
+answered = answer["usage"]["completion_tokens"] > 0
+print(json.dumps({"models": models, "page": page, "answered": answered, "exit": server.wait(60)}))
+"""
+
 
 def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
     named = {**os.environ, "IMAGE": "localhost/vicuna-p100:bad", **environment}

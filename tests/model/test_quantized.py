@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.files import MANIFEST
-from recipe.core.manifest import verify
+from recipe.core.manifest import read_manifest, save_manifest, verify
 from recipe.core.run import quantized_folder
 from recipe.model import load, quantized
 from recipe.model.load import load_cached
@@ -128,9 +127,9 @@ def test_a_damaged_copy_is_said_and_made_again(base, capsys):
 
 def test_a_copy_of_other_weights_is_not_used(base, capsys):
     load_cached(base, "int8", CPU)
-    manifest = json.loads((base / MANIFEST).read_text())
+    manifest = read_manifest(base)
     manifest["outputs"]["model.safetensors"]["sha256"] = "0" * 64
-    (base / MANIFEST).write_text(json.dumps(manifest))
+    save_manifest(base / MANIFEST, manifest)
     capsys.readouterr()
     assert quantized.find(base, "int8") is None
     assert "made from other weights" in capsys.readouterr().err

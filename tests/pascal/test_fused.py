@@ -77,8 +77,9 @@ def test_an_attention_turns_by_ours_and_transformers_own_function_stays():
     config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")
     theirs, ours = pair(LlamaAttention(config, 0), torch.float32)
     x, angles = torch.randn(1, ROWS, 32, requires_grad=True), torch.randn(1, ROWS, 4).repeat(1, 1, 2)
-    given = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
-    y, expected = ours(x, **given)[0], theirs(x, **given)[0]
+    given = {"position_embeddings": (angles.cos(), angles.sin())}
+    causal = torch.full((ROWS, ROWS), float("-inf")).triu(1)[None, None]
+    y, expected = ours(x, **given, lengths=[ROWS])[0], theirs(x, **given, attention_mask=causal)[0]
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(
         torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x), rtol=1e-4, atol=1e-5

@@ -22,14 +22,18 @@ def bad(size: str, changes: dict) -> tuple[Config, object]:
 @pytest.mark.parametrize(
     ("size", "changes", "expected"),
     [
-        ("7b", {"train.recompute": 0}, 'set train.recompute = "auto", or base.precision = "nf4"'),
+        (
+            "7b",
+            {"train.recompute": 0, "train.micro_batch_tokens": 3072, "corpus.max_length": 3072},
+            'set train.recompute = "auto", or base.precision = "nf4"',
+        ),
         ("7b", {"base.precision": "fp32"}, 'set base.precision = "fp16"'),
         ("13b", {"base.precision": "fp16"}, 'set base.precision = "int8"'),
         ("7b", {"train.micro_batch_tokens": 65536}, "set train.micro_batch_tokens = 16384"),
         ("7b", {"lora.rank": 512, "lora.target_modules": ALL}, "set lora.rank = 128"),
         (
             "7b",
-            {"train.micro_batch_tokens": 32768, "train.recompute": 0},
+            {"train.micro_batch_tokens": 32768, "train.recompute": 0, "corpus.max_length": 3072},
             'set train.recompute = "auto" and train.micro_batch_tokens = 16384',
         ),
         (

@@ -95,7 +95,7 @@ async def open_tab(address: str, folder: Path):
                 for domain in ("Page", "Runtime", "Network", "Log"):
                     await tab.call(f"{domain}.enable")
                 await tab.call("Page.navigate", url=address)
-                await tab.until("document.readyState == 'complete' && document.querySelectorAll('section').length > 0")
+                await tab.until("document.readyState == 'complete' && document.querySelector('.empty') !== null")
                 yield tab
     finally:
         process.kill()

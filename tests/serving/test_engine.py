@@ -16,7 +16,7 @@ HELLO = [Message("user", "Which colour is the sky?")]
 
 
 def ids_of(engine, request):
-    """The generated tokens, from the log-probabilities."""
+    """The generated tokens, from the log-probabilities, the end token included."""
     return [token.id for piece in engine.stream(request) for token in piece.tokens]
 
 
@@ -32,7 +32,7 @@ def test_greedy_answer_equals_transformers(engine, model):
         config = GenerationConfig(max_new_tokens=40, do_sample=False, eos_token_id=2, pad_token_id=2)
         out = engine.model.generate(input_ids=torch.tensor([request.prompt]), generation_config=config)
     theirs = out[0, len(request.prompt) :].tolist()
-    assert ids == (theirs[: theirs.index(2)] if 2 in theirs else theirs)
+    assert ids == (theirs[: theirs.index(2) + 1] if 2 in theirs else theirs)
     if "\ufffd" not in expected:  # transformers shows an incomplete character at the end, the engine does not
         assert engine.answer(request) == expected
 
@@ -47,7 +47,7 @@ def test_sampling_follows_transformers_processors(engine):
     torch.manual_seed(3)
     out = engine.model.generate(input_ids=torch.tensor([request.prompt]), generation_config=config)
     theirs = out[0, len(request.prompt) :].tolist()
-    assert ids_of(engine, request) == (theirs[: theirs.index(2)] if 2 in theirs else theirs)
+    assert ids_of(engine, request) == (theirs[: theirs.index(2) + 1] if 2 in theirs else theirs)
 
 
 def test_seed_repeats_and_no_seed_does_not(engine):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from recipe.serving.engine import Piece
+from recipe.serving.engine import Piece, Sampling
 from recipe.serving.server import PAGE, Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
 
-TALKS = "document.querySelectorAll('section .answer')"
+TALKS = "document.querySelectorAll('section:last-child .answer')"  # of the last question
 IDLE = "!document.querySelector('#send').hidden"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
@@ -27,9 +27,9 @@ def visit(engine, tmp_path):
 
     from recipe.serving.access import Access
 
-    def run(check):
+    def run(check, key=""):
         async def session():
-            server = Server(engine, Access("127.0.0.1"))
+            server = Server(engine, Access("127.0.0.1", key))
             started = TestServer(server.app(), handler_cancellation=True)
             await started.start_server()
             async with started, programs.open_tab(str(started.make_url("/")), tmp_path / "profile") as tab:
@@ -41,12 +41,13 @@ def visit(engine, tmp_path):
 
 
 def slow(monkeypatch, engine, words, pause=0.05):
-    """Let the engine write `words` in every answer, one every `pause` seconds."""
+    """Let the engine write `words` in every answer, one every `pause` seconds. Counts them; `asked`: the requests."""
     import time
 
-    produced = {"base": 0, "tuned": 0}
+    produced = {"base": 0, "tuned": 0, "asked": []}
 
     def stream(request, cancelled=None):
+        produced["asked"].append(request)
         for word in words:
             if cancelled.is_set():
                 yield Piece("", (), "cancelled", produced[request.model])
@@ -84,8 +85,8 @@ def test_stop_ends_one_column_only(visit, engine, monkeypatch):
     async def check(tab, server):
         await tab.type("Go on")
         await tab.until(f"{TALKS}.length == 2 && [...{TALKS}].every(e => e.textContent.length > 10)")
-        await tab.js("document.querySelector('section[data-model=base] header button').click()")
-        await tab.until("document.querySelector('section[data-model=base] .foot').textContent.includes('stopped')")
+        await tab.js("document.querySelector('article[data-model=base] button').click()")
+        await tab.until("document.querySelector('article[data-model=base] .state').textContent == 'stopped'")
         await tab.until(IDLE)
         base, tuned = await tab.js(f"[...{TALKS}].map(e => e.textContent.trim().split(' ').length)")
         assert base < 60 and tuned == 60
@@ -116,29 +117,100 @@ def test_hostile_text_does_nothing(visit, engine, monkeypatch):
 def test_a_refusal_is_shown_and_the_page_goes_on(visit):
     async def check(tab, server):
         await tab.type("word " * 400)
-        await tab.until(f"document.querySelectorAll('.error').length == 2 && {IDLE}")
-        assert "context of the model has 512" in await tab.js("document.querySelector('.error').textContent")
+        await tab.until(f"{IDLE} && document.querySelectorAll('.state.error').length == 2")
+        assert "context of the model has 512" in await tab.js("document.querySelector('.state.error').textContent")
         assert (await tab.js("document.querySelector('#question').value")).startswith("word word")
         await tab.js("document.querySelector('#question').value = ''; document.querySelector('#max_tokens').value = 8")
         await tab.type("Hello")
         await tab.until(f"[...{TALKS}].every(e => e.textContent.length > 0) && {IDLE}")
-        assert await tab.js("document.querySelectorAll('.error').length") == 0
+        assert await tab.js("document.querySelectorAll('section:last-child .error').length") == 0
 
     visit(check)
+
+
+def test_a_new_conversation_forgets_an_answer_in_progress(visit, engine, monkeypatch):
+    produced = slow(monkeypatch, engine, ["word "] * 40)
+
+    async def check(tab, server):
+        await tab.type("The first question")
+        await tab.until(f"{TALKS}.length == 2 && [...{TALKS}].every(e => e.textContent.length > 10)")
+        await tab.js("document.querySelector('#new').click()")
+        await tab.until(f"{IDLE} && document.querySelector('.empty') !== null")
+        await tab.type("The second question")
+        await tab.until(f"{TALKS}.length == 2 && {IDLE}")
+        prompts = [engine.tokenizer.decode(request.prompt) for request in produced["asked"]]
+        assert ["The first question" in prompt for prompt in prompts] == [True, True, False, False]
+        await tab.type("The third question")
+        await tab.until(f"{IDLE} && document.querySelectorAll('section').length == 2")
+        prompts = [engine.tokenizer.decode(request.prompt) for request in produced["asked"][4:]]
+        assert all("The second question" in prompt and "word word" in prompt for prompt in prompts)
+
+    visit(check)
+
+
+def test_settings_reach_the_engine_and_an_answer_can_be_copied(visit, engine, monkeypatch):
+    produced = slow(monkeypatch, engine, ["An ", "answer."], 0)
+
+    async def check(tab, server):
+        for name, value in {"temperature": 1.5, "top_k": 7, "seed": 3, "max_tokens": 9, "system": "Be brief."}.items():
+            await tab.js(f"document.querySelector('#{name}').value = {value!r}")
+        await tab.type("Hello")
+        await tab.until(f"{TALKS}.length == 2 && {IDLE}")
+        for request in produced["asked"]:
+            assert request.sampling == Sampling(temperature=1.5, top_k=7, seed=3) and request.max_tokens == 9
+            assert "Be brief." in engine.tokenizer.decode(request.prompt)
+        await tab.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        await tab.js("document.querySelector('article[data-model=tuned] button').click()")
+        await tab.until("document.querySelector('article[data-model=tuned] button').textContent == 'Copied'")
+        assert await tab.js("navigator.clipboard.readText()") == "An answer."
+
+    visit(check)
+
+
+def test_the_page_asks_for_the_key(visit, engine, monkeypatch):
+    slow(monkeypatch, engine, ["An answer."], 0)
+
+    async def check(tab, server):
+        assert "API key is missing or wrong" in await tab.js("document.querySelector('.empty').textContent")
+        assert await tab.js("document.querySelector('#locked').hidden") is False
+        await tab.js("document.querySelector('#key').value = 'k'.repeat(20)")
+        await tab.type("Hello")
+        await tab.until(f"{TALKS}.length == 2 && {IDLE}")
+        assert await tab.js(f"{TALKS}[0].textContent") == "An answer."
+
+    visit(check, key="k" * 20)
 
 
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_fits_and_contrasts(visit, width, scheme):
+def test_everything_fits_and_contrasts(visit, engine, monkeypatch, width, scheme):
+    slow(monkeypatch, engine, ["a_word_without_a_place_to_break" * 9], 0)
+
     async def check(tab, server):
         await tab.look(width, 740, scheme)
+        await tab.type("x" * 300)
+        await tab.until(f"{TALKS}.length == 2 && {IDLE}")
         await tab.js("document.querySelector('details').open = true")
         assert await tab.js("document.documentElement.scrollWidth") <= width
+        assert await tab.js("document.querySelector('#scroll').scrollWidth") <= width
         assert await tab.js("document.querySelector('#send').getBoundingClientRect().bottom") <= 740
-        colours = "(s => [s.color, s.backgroundColor])(getComputedStyle(document.querySelector('section')))"
-        assert contrast(*await tab.js(colours)) > 7
+        base, tuned = await tab.js("[...document.querySelectorAll('article')].map(e => e.getBoundingClientRect().top)")
+        assert (base == tuned) == (width > 600)  # side by side, or below each other
+        found = await tab.js(COLOURS)
+        assert len(found) > 20
+        assert {text: pair for text, *pair in found if contrast(*pair) < 4.5} == {}
 
     visit(check)
+
+
+# [text, colour, background] of every element with text of its own, and of every placeholder
+COLOURS = """[...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && (e.placeholder ||
+  [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()))).map(e => {
+    let under = e;
+    while (getComputedStyle(under).backgroundColor == 'rgba(0, 0, 0, 0)') under = under.parentElement;
+    const style = getComputedStyle(e, e.placeholder ? '::placeholder' : null);
+    return [e.placeholder || e.textContent, style.color, getComputedStyle(under).backgroundColor];
+  })"""
 
 
 def contrast(*colours):

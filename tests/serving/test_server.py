@@ -1,10 +1,12 @@
 """The HTTP server: what it answers, what it refuses, and how it behaves under load."""
 
 import asyncio
+import contextlib
 import json
+import resource
 import sys
 import threading
-import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from recipe.conversations.messages import Message
 from recipe.core.errors import UsageError
 from recipe.serving import server as server_module
 from recipe.serving.access import Access
-from recipe.serving.engine import Piece, Sampling
+from recipe.serving.engine import Engine, Request, Sampling
 from recipe.serving.worker import Worker
 
 CHAT = {"model": "tuned", "messages": [{"role": "user", "content": "Which colour is the sky?"}], "max_tokens": 12}
@@ -37,7 +39,15 @@ async def events(response):
 
 
 @pytest.mark.parametrize("model", ["base", "tuned"])
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.3, "top_p": 0.9, "top_k": 30, "seed": 5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.3, "top_p": 0.9, "top_k": 30, "seed": 5},
+        {"temperature": 1, "top_p": 1, "repetition_penalty": 2, "seed": 5},  # whole numbers, as many clients send them
+        {"temperature": 1e-300},
+    ],
+)
 def test_stream_joins_to_the_answer_and_to_the_engine(with_client, engine, model, settings):
     async def check(client, server):
         body = {**CHAT, "model": model, "max_tokens": 40, **settings}
@@ -52,9 +62,10 @@ def test_stream_joins_to_the_answer_and_to_the_engine(with_client, engine, model
         assert text == whole["choices"][0]["message"]["content"]
         assert chunks[-1]["usage"] == whole["usage"]
         assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-        request = engine.chat_request(
-            model, [Message("user", "Which colour is the sky?")], 40, sampling=Sampling(**settings)
+        sampling = Sampling(
+            **{key: value if key in ("top_k", "seed") else float(value) for key, value in settings.items()}
         )
+        request = engine.chat_request(model, [Message("user", "Which colour is the sky?")], 40, sampling=sampling)
         assert text == engine.answer(request)
         assert whole["usage"]["prompt_tokens"] == len(request.prompt)
 
@@ -77,7 +88,8 @@ def test_completions_with_several_prompts(with_client, engine):
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("as_tokens", [True, False])
-def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_tokens, as_tokens):
+@pytest.mark.parametrize("ends", [True, False])
+def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, monkeypatch, max_tokens, as_tokens, ends):
     import torch
 
     from recipe.model.likelihood import trained_nll
@@ -88,11 +100,15 @@ def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_t
         encode = server_module.openai_api.encode_text
         ids, begin = encode(engine, context + continuation), len(encode(engine, context))
         prompt = [ids] if as_tokens else [context + continuation]
+        if ends:  # the model ends the text here
+            pieces = engine.stream(Request("tuned", tuple(ids), 1, logprobs=0))
+            (following,) = (token.id for piece in pieces for token in piece.tokens)
+            monkeypatch.setattr(type(engine.tokenizer), "eos_token_id", following, raising=False)
         body = {"model": "tuned", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 1}
         status, answer = await post(client, "/v1/completions", {**body, "seed": 1234, "echo": True})
         assert status == 200
         logprobs = answer["choices"][0]["logprobs"]
-        end = len(ids)
+        end = len(ids)  # lm-eval asks for one more token and drops the last value, whatever that token is
         assert len(logprobs["token_logprobs"]) == end + max_tokens == len(logprobs["top_logprobs"])
         labels = [-100] * begin + ids[begin:]
         batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "lengths": [end], "prefix": 0}
@@ -111,6 +127,9 @@ def test_echo_gives_the_likelihoods_that_lm_eval_sums(with_client, engine, max_t
 
 WRONG = {
     "unknown fields: foo, logit_bias": {**CHAT, "foo": 1, "logit_bias": {}},
+    "with user first and last; only": {**CHAT, "messages": CHAT["messages"] * 2},
+    "only the first message of all": {**CHAT, "messages": [*CHAT["messages"], {"role": "system", "content": "x"}]},
+    "user and assistant in turn": {**CHAT, "messages": [{"role": "system", "content": "x"}]},
     "messages must be a list": {**CHAT, "messages": []},
     "messages must be a list of 1 to 200": {**CHAT, "messages": CHAT["messages"] * 201},
     "role and content": {**CHAT, "messages": [{"role": "user", "content": "x", "name": "y"}]},
@@ -217,6 +236,47 @@ def test_a_huge_body_is_refused(with_client):
     with_client(check)
 
 
+def test_a_body_that_unpacks_to_hundreds_of_megabytes_is_refused(with_client):
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(packer.compress(b"x" * 1_000_000) for _ in range(400)) + packer.flush()
+
+    async def check(client, server):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = await client.post("/v1/chat/completions", data=bomb, headers=headers)
+        assert response.status == 413
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+    with_client(check)
+
+
+def test_a_connection_that_sends_no_whole_request_is_closed(with_client, engine, monkeypatch):
+    """Nothing at all, and a header every now and then, against the server as the command starts it."""
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.5)
+
+    async def talk(port, drip):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(100):
+            if drip:
+                writer.write(b"GET / HTTP/1.1\r\n" if drip == 1 else b"X-Name: value\r\n")
+                drip = 2
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(reader.read(), 0.1)
+        raise AssertionError("the connection is still open")
+
+    async def session():
+        bound = server_module.bind("127.0.0.1", 0)
+        serving = asyncio.create_task(server_module.serve(server_module.Server(engine, Access("127.0.0.1")), bound))
+        await asyncio.sleep(0.1)
+        try:
+            assert await asyncio.gather(*(talk(bound.getsockname()[1], drip) for drip in (0, 1))) == [b"", b""]
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(session())
+
+
 def test_a_slow_body_is_given_up(with_client, monkeypatch):
     monkeypatch.setattr(server_module, "BODY_SECONDS", 0.3)
 
@@ -245,30 +305,34 @@ def test_a_hundred_clients_are_answered_or_refused(with_client):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_leaves_stops_the_generation(with_client, engine, monkeypatch, streamed):
-    steps, gone = [], threading.Event()
+def test_a_client_that_leaves_stops_the_generation_within_one_token(with_client, engine, monkeypatch, streamed):
+    """The engine waits in the middle of a token until the client has left, and then may not begin another one."""
+    steps, left, real = [], threading.Event(), Engine._step
 
-    def stream(request, cancelled=None):
-        while not cancelled.is_set():
-            steps.append(gone.is_set())
-            time.sleep(0.02)
-            yield Piece("word ")
-        yield Piece("", (), "cancelled", len(steps))
+    def step(self, *arguments):
+        steps.append(1)
+        if len(steps) == 5:
+            left.wait(10)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(engine, "stream", stream)
+    monkeypatch.setattr(Engine, "_step", step)
 
     async def check(client, server):
         _, writer = await asyncio.open_connection(client.host, client.port)
-        body = json.dumps({**CHAT, "stream": streamed}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{client.port}\r\n"
+        body = json.dumps({"model": "tuned", "prompt": "The sky", "max_tokens": 400, "stream": streamed}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{client.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         while len(steps) < 5:
             await asyncio.sleep(0.01)
+        (job,) = server.worker._active
         writer.transport.abort()
+        while not job.cancelled.is_set():
+            await asyncio.sleep(0.01)
+        left.set()
         while server.worker.load != (0, 0):
             await asyncio.sleep(0.01)
-        assert len(steps) < 30
+        assert len(steps) == 5
 
     with_client(lambda client, server: asyncio.wait_for(check(client, server), 10))
 

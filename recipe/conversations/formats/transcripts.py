@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from recipe.conversations.formats.base import Format, Record, keys
+from recipe.conversations.formats.base import Format, Record, are_strings, keys
 from recipe.conversations.messages import Dialogue, Message, read_text
 
 _HH = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
@@ -11,8 +11,10 @@ _BAIZE = re.compile(r"\[\|(Human|AI)\|\][ ]?")
 _BELLE = re.compile(r"(?:\A|\n)(Human|Assistant)[:：][ ]?")
 _MOSS = re.compile(r"\[(Human|MOSS)\]: ?|<\|(Human|MOSS)\|>: ?")
 _MOSS_END = re.compile(r"<eo[a-z]>\Z")
-_GUANACO = re.compile(r"###[ ]?(Human|Assistant):[ ]?")
+_GUANACO = re.compile(r"###[ ]?(Human|User|Assistant):[ ]?")
 _OIG = re.compile(r"(?:\A|\n)<(human|bot)>:[ ]?")
+_USER = re.compile(r"(?:\A|\n)(User|Assistant)[:：][ ]?")
+_HUMANS = ("human", "user")
 _TEXT_LABELS = (_GUANACO, _OIG)
 
 
@@ -23,7 +25,7 @@ def cut(transcript: str, label: re.Pattern[str]) -> list[Message]:
     turns = []
     for at in range(1, len(parts), groups + 1):
         speaker = next(name for name in parts[at : at + groups] if name)
-        role = "user" if speaker.lower() == "human" else "assistant"
+        role = "user" if speaker.lower() in _HUMANS else "assistant"
         turns.append(Message(role, parts[at + groups].strip()))
     return turns
 
@@ -69,6 +71,24 @@ def is_belle(record: Record) -> bool:
     )
 
 
+def read_guanaco(record: Record) -> Iterator[Dialogue]:
+    """Earlier turns are in the instruction, the question is in the input, each with its label."""
+    turns = cut("\n".join(text for text in (record["instruction"], record["input"]) if text), _USER)
+    if turns[-1] == Message("assistant", ""):
+        turns.pop()
+    yield Dialogue([*turns, Message("assistant", read_text(record["output"]))])
+
+
+def is_guanaco(record: Record) -> bool:
+    """Whether the instruction is a transcript; or where there is none, the input begins as one."""
+    if not are_strings(record, "instruction", "input", "output"):
+        return False
+    earlier = record["instruction"]
+    if not earlier.strip():
+        return record["input"].startswith(("User:", "User："))
+    return earlier.startswith(("User:", "User：")) and re.search(r"\nAssistant[:：]", earlier) is not None
+
+
 def read_moss(record: Record) -> Iterator[Dialogue]:
     """MOSS 003 keeps its turns in fields, with labels inside; 002 keeps them all in one text.
 
@@ -103,7 +123,7 @@ def _find_label(text: str) -> re.Pattern[str] | None:
     """The labels of which one asks and a later one answers."""
     for label in _TEXT_LABELS:
         found = label.search(text)
-        if found and found[1].lower() == "human" and len({name.lower() for name in label.findall(text)}) == 2:
+        if found and found[1].lower() in _HUMANS and len({name.lower() for name in label.findall(text)}) == 2:
             return label
     return None
 
@@ -128,6 +148,13 @@ TRANSCRIPTS = {
         keys("instruction output"),
         is_belle,
         read_belle,
+        specific=True,
+    ),
+    "guanaco": Format(
+        '{"instruction": "User: ...\\nAssistant: ...", "input": "User: ...", "output": "..."}',
+        keys("instruction input output"),
+        is_guanaco,
+        read_guanaco,
         specific=True,
     ),
     "moss": Format(

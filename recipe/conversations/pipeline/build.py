@@ -12,7 +12,8 @@ from recipe.conversations.pipeline.resolve import Plan
 from recipe.conversations.pipeline.shards import Shard, ShardConfig
 from recipe.conversations.pipeline.write import write_corpus
 from recipe.conversations.tokens import check_template, encoders
-from recipe.core.text import progress
+from recipe.core.errors import RecipeError
+from recipe.core.text import progress, snippet
 
 
 def build_corpus(plan: Plan, output: Path, work: Path) -> tuple[dict[str, Any], Any]:
@@ -36,12 +37,16 @@ def build_corpus(plan: Plan, output: Path, work: Path) -> tuple[dict[str, Any], 
 def load_tokenizer(base: Path) -> Any:
     """The base's tokenizer, without its weights and without loading torch.
 
-    Read from tokenizer.json: the ids equal those of the class that its config names, in half the time.
+    Read from tokenizer.json: the ids equal those of the class that its config names, in half the time. Raises
+    RecipeError if it is damaged.
     """
     from transformers import PreTrainedTokenizerFast, logging
 
     logging.set_verbosity_error()  # it would warn of the other class's name
-    return PreTrainedTokenizerFast.from_pretrained(base, local_files_only=True)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(base, local_files_only=True)
+    except Exception as error:  # the tokenizers library has no narrower class
+        raise RecipeError(f"{base} has no readable tokenizer ({snippet(error)}): convert the base again") from None
 
 
 def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
