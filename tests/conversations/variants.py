@@ -284,6 +284,24 @@ VARIANTS = {
         SQA,
         [0],
     ),
+    "parts of a table, where every part has every field": (
+        "messages",
+        {
+            "tools": "None",
+            "messages": [
+                {"role": "user", "content": [{"text": "q", "image": None}], "tool_calls": None, "weight": None},
+                {"role": "assistant", "content": [{"text": "a", "image": None}], "tool_calls": None, "weight": None},
+            ],
+        },
+        QA,
+        [0],
+    ),
+    "a chosen answer that quotes a transcript": (
+        "preference",
+        {"prompt": "q", "chosen": "a\n\nHuman: x\n\nAssistant: y", "rejected": "x"},
+        [[(U, "q"), (A, "a\n\nHuman: x\n\nAssistant: y")]],
+        [1],
+    ),
     "blocks of tools (Anthropic)": (
         "messages",
         {

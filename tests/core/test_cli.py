@@ -1,6 +1,7 @@
 """How every command behaves: exit codes, one sentence, untrusted text, tables."""
 
 import errno
+import os
 import re
 import shutil
 import stat
@@ -179,3 +180,11 @@ def test_another_python_is_one_sentence(tmp_path, version, found):
         and "expected Python 3.11 (torch 2.0.1" in first
         and "make PYTHON=" in first
     )
+
+
+def test_idle_threads_sleep_unless_the_user_says_otherwise():
+    code = "import os; from recipe.core.cli import entry; entry(lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.strip() == expected, done.stderr

@@ -26,7 +26,7 @@ def _holds_tools(text: str) -> bool:
     try:
         return bool(json.loads(text))
     except (ValueError, RecursionError):
-        return bool(text.strip())
+        return text.strip().lower() not in ("", "none", "n/a")
 
 
 def read_calls(turn: Record) -> str:

@@ -42,7 +42,8 @@ def read_hh(record: Record) -> Iterator[Dialogue]:
 
 
 def is_hh(record: Record) -> bool:
-    return isinstance(record.get("chosen"), str) and "Human:" in record["chosen"] and bool(_HH.search(record["chosen"]))
+    chosen = record.get("chosen")
+    return isinstance(chosen, str) and "Human:" in chosen and _HH.match(chosen) is not None and not record.get("prompt")
 
 
 def read_baize(record: Record) -> Iterator[Dialogue]:
