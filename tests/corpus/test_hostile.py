@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from recipe import corpus
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline import resolve
 from recipe.conversations.tokens import IGNORED
-from recipe.core.manifest import check_intact, read_manifest
+from recipe.core.cli import entry
+from recipe.core.manifest import check_intact, read_manifest, write_manifest
 from recipe.training.dataset import encode_file
 from tests.corpus.records import inline, samples, sharegpt
 
