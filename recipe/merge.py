@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -222,9 +221,8 @@ def manifest_of_corpus(folder: Path, expected: str | None) -> dict[str, Any] | N
 
 def evaluation_of_run(run: Run) -> dict[str, Any] | None:
     """eval.json, if it is of this run as it is now."""
-    if not run.eval_json.is_file():
+    if (result := run.evaluation()) is None:
         return None
-    result: dict[str, Any] = json.loads(run.eval_json.read_text(encoding="utf-8"))
     same = result["provenance"]["inputs"]["run"] == hash_inputs({"run": run.folder})["run"]
     return result if same else None
 

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,8 @@ def entry(main: Callable[[], int]) -> int:
     """
     print_any_text()
     os.environ.setdefault(*WAITING)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     except RecipeError as error:

@@ -15,8 +15,9 @@ _INTRODUCTION = "You can call these tools, with JSON as your whole answer:\n"
 
 
 def describe(tools: Any) -> str:
-    """The text that tells the model of its tools: `tools` is a list of descriptions, or that as JSON; "" for none."""
+    """The text that tells the model of its tools, "" for none: a description, a list of them, or that as JSON text."""
     text = read_text(tools) if isinstance(tools, str) else ""
+    tools = [tools] if isinstance(tools, dict) else tools
     if isinstance(tools, list) and tools:
         text = _dump([_unwrap(tool) for tool in tools])
     return _INTRODUCTION + text if _holds_tools(text) else ""
@@ -93,7 +94,8 @@ def with_tools(messages: list[Message], system: str, tools: Any) -> list[Message
     Raises RefusedError for a result behind a blank answer: without its call it would pass for a question.
     """
     for before, item in pairwise(messages):
-        if item.role in RESULT_ROLES and before.role == "assistant" and not before.content.strip():
+        is_call = before.role in ("assistant", *CALL_ROLES)
+        if item.role in RESULT_ROLES and is_call and not before.content.strip():
             raise RefusedError(Drop.UNKNOWN_FORMAT, "a tool's result without the call before it")
     messages = [Message(TOOL_ROLES.get(item.role, item.role), item.content, item.trained) for item in messages]
     opening = [system]
