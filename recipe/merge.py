@@ -1,4 +1,8 @@
-"""Merge an adapter into its base on the CPU, tensor by tensor, check the logits, and export for other programs."""
+"""Merge an adapter into its base on the CPU, tensor by tensor, check the logits, and export for other programs.
+
+The adapter is added to the base's own weights, not to the int8 ones that it was trained on: the validation loss is lower
+so (tests/bench/results/exports.json; `recipe.evaluate --exports` measures it for a run).
+"""
 
 import argparse
 import dataclasses
