@@ -34,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan rehearse fetch weights data convert corpus train evaluate merge judge chat serve report runs runs-diff replay bundle reproduce demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -161,6 +161,9 @@ bench: $(READY) ## measure speed and memory beside other ways (an hour on an idl
 
 reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
 	@$(PY) tests/reproduce/reference.py
+
+claims: $(READY) ## rerun the numbers of README.md that this machine can make in half an hour, and mark the rest
+	@$(PY) tests/claims/claims.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu

@@ -42,6 +42,7 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     from recipe.evaluation.losses import lines, read_scored
     from recipe.evaluation.results import build_results
     from recipe.evaluation.suite import measure, read_suite
+    from recipe.model.load import load_tokenizer
     from recipe.model.open import open_run
 
     provenance = build_provenance(config, opened)
@@ -52,8 +53,8 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
         return earlier
     check_writable(opened.folder)
     with lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it"):
+        suite = read_suite(config, load_tokenizer(Path(config.base.path)))
         tuned = open_run(opened, config)
-        suite = read_suite(config, tuned)
         with Parts(opened.eval_parts, read_origin(provenance)) as parts:
             with tuned.model.disable_adapter():
                 base = measure(suite, tuned, "base", config, parts)

@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
-    "rehearse": (*_PLANNED, "runs", "train.epochs"),
+    "rehearse": (*_PLANNED, "runs", "train.epochs", "train.seed"),
     "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
@@ -108,12 +108,18 @@ def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
     return run.config(config.parse_set(args.set)), run
 
 
+# OpenMP's idle threads spin by default, and beside another program they spin while the working thread waits for a core:
+# a step then takes twice as long. Read when torch is imported, so it is set before.
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def entry(main: Callable[[], int]) -> int:
     """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit.
 
     Only defects of the recipe itself end in a traceback.
     """
     print_any_text()
+    os.environ.setdefault(*WAITING)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -202,6 +202,14 @@ SAMPLES |= {
     ),
     "inputs-targets": ({"inputs": "q", "targets": "a", "language": "English"}, QA, [0]),  # Aya, xP3, Flan
     "user-assistant": ({"system": "s", "user": "q", "assistant": "a"}, SQA, [0]),
+    "rendered-text": (
+        {
+            "text": "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+            "<|im_start|>assistant\na<|im_end|>\n"
+        },
+        SQA,
+        [0],
+    ),
     "guanaco": (
         {"instruction": "User: q\nAssistant: a", "input": "User: r", "output": "b"},  # GuanacoDataset
         [[*QA[0], (U, "r"), (A, "b")]],

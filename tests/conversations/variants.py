@@ -284,6 +284,54 @@ VARIANTS = {
         SQA,
         [0],
     ),
+    "parts of a table, where every part has every field": (
+        "messages",
+        {
+            "tools": "None",
+            "messages": [
+                {"role": "user", "content": [{"text": "q", "image": None}], "tool_calls": None, "weight": None},
+                {"role": "assistant", "content": [{"text": "a", "image": None}], "tool_calls": None, "weight": None},
+            ],
+        },
+        QA,
+        [0],
+    ),
+    "a chosen answer that quotes a transcript": (
+        "preference",
+        {"prompt": "q", "chosen": "a\n\nHuman: x\n\nAssistant: y", "rejected": "x"},
+        [[(U, "q"), (A, "a\n\nHuman: x\n\nAssistant: y")]],
+        [1],
+    ),
+    "rendered by Llama 2's template": (
+        "rendered-text",
+        {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST] a </s><s>[INST] r [/INST] b </s>"},
+        [[*SQA[0], *QARB[0][2:]]],
+        [0],
+    ),
+    "rendered by Llama 3's template": (
+        "rendered-text",
+        {
+            "text": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>"
+        },
+        QA,
+        [0],
+    ),
+    "rendered by Zephyr's template": (
+        "rendered-text",
+        {"text": "<|system|>\ns</s>\n<|user|>\nq</s>\n<|assistant|>\na</s>\n"},
+        SQA,
+        [0],
+    ),
+    "messages beside their rendered text": (
+        "messages",
+        {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "text": "<|system|>\nt</s>\n<|user|>\nq</s>\n<|assistant|>\na</s>\n",
+        },
+        QA,
+        [0],
+    ),
     "blocks of tools (Anthropic)": (
         "messages",
         {

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from recipe.core.config import Config, Source
 from recipe.core.errors import UsageError
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
+from recipe.core.versions import hardware
 from recipe.proof import replay as replays
 
 ROOT = Path(__file__).parents[2]
+REPLAYS = int(os.environ.get("REPLAYS", "0"))  # more than one, in surroundings drawn at random; counted in results.json
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,34 @@ def command(original: Config, folder: Path, *options: str, **environment: str) -
     words += ["--into", str(folder), *options]
     given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(words, cwd=folder.parent, env=given, capture_output=True, text=True)
+
+
+def draw(number: int) -> tuple[str, dict[str, str]]:
+    """Worker processes and environment of a replay; the same number gives the same."""
+    rng = random.Random(number)
+    locale, zone = (
+        rng.choice(["C", "C.UTF-8", "POSIX", "de_DE.UTF-8", ""]),
+        rng.choice(["UTC", "Asia/Tokyo", "America/Lima"]),
+    )
+    seed, columns = str(rng.randrange(2**32)), str(rng.randrange(20, 300))
+    return str(rng.randint(1, 5)), {"PYTHONHASHSEED": seed, "LC_ALL": locale, "TZ": zone, "COLUMNS": columns}
+
+
+@pytest.mark.skipif(not REPLAYS, reason="REPLAYS=20 counts equal replays; one is always made below")
+def test_many_replays_are_equal(original, tmp_path):
+    equal = 0
+    for number in range(REPLAYS):
+        processes, surroundings = draw(number)
+        home = tmp_path / f"home {number}"
+        home.mkdir()
+        folder = tmp_path / f"replay {number}"
+        done = command(original, folder, "--set", f"corpus.processes={processes}", HOME=str(home), **surroundings)
+        equal += done.returncode == 0 and json.loads(done.stdout)["verdict"] == "equal"
+        shutil.rmtree(folder)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    found = {"replays": REPLAYS, "equal": equal, "commit": commit, "cpu": hardware()["cpu"], "run": "tiny"}
+    Path(__file__).with_name("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    assert equal == REPLAYS
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.seeds and len(set(args.seeds)) < 3:
         parser.error("--seeds: a band needs at least three different seeds")
+    if not args.seeds and not RESULTS.is_file():
+        print(f"error: no band was measured yet: run {Path(__file__).name} --seeds 0 1 2 3 4 first", file=sys.stderr)
+        return 1
     prepare()
     if args.seeds:
         band = measure_band(args.seeds)
@@ -117,23 +120,20 @@ def describe(band: Mapping[str, Any]) -> str:
 def p_value(losses: Sequence[float], loss: float) -> float:
     """Two-sided p-value of one more draw from the normal distribution that `losses` were drawn from.
 
-    Student's t with n - 1 degrees of freedom; the spread of the mean of n draws is part of it (prediction interval).
+    Student's t test of two samples, the second of one: its interval is the prediction interval (`interval`).
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_ind
 
-    return float(2 * t.sf(abs(loss - statistics.mean(losses)) / _spread(losses), len(losses) - 1))
+    return float(ttest_ind(losses, [loss]).pvalue)
 
 
 def interval(losses: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """The losses whose p-value is at least `level`."""
     from scipy.stats import t
 
-    half = float(t.isf(level / 2, len(losses) - 1)) * _spread(losses)
+    spread = statistics.stdev(losses) * math.sqrt(1 + 1 / len(losses))
+    half = float(t.isf(level / 2, len(losses) - 1)) * spread
     return statistics.mean(losses) - half, statistics.mean(losses) + half
-
-
-def _spread(losses: Sequence[float]) -> float:
-    return statistics.stdev(losses) * math.sqrt(1 + 1 / len(losses))
 
 
 if __name__ == "__main__":

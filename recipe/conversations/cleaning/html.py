@@ -28,7 +28,7 @@ _TAG_NAME = re.compile(r"</?([A-Za-z][^\s/<>]*+)(?=[\s/>])")
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)(?:^\1`*[ \t]*$|\Z)", re.M | re.S)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 _LANGUAGE = re.compile(r'class="[^"]*\blanguage-([\w+#.-]+)')
-_BAR_LANGUAGE = re.compile(r"<span>\s*+([\w+#.-]++)\s*+</span>")
+_BAR_LANGUAGE = re.compile(r">\s*+([\w+#.-]++)\s*+(?:</span>|<button)")
 _DRAWN_FORMULA = re.compile(r'(</math>\s*+</span>\s*+<span\s++class="katex-)html')  # the MathML before it says the same
 _SCRIPT = re.compile(r"<(su[bp])(?:\s[^<>]*+)?>([^<>]*+)</\1>")
 _NESTED_SCRIPT = re.compile(r"<(su[bp])(?:\s[^<>]*+)?>|</su[bp]>")

@@ -13,6 +13,7 @@ from recipe.conversations.formats.marks import refuse_marked
 from recipe.conversations.formats.pair_lists import PAIR_LISTS
 from recipe.conversations.formats.pairs import CONTEXTS, PAIRS, RANKED
 from recipe.conversations.formats.preferences import PREFERENCES
+from recipe.conversations.formats.rendered import RENDERED
 from recipe.conversations.formats.transcripts import LABELLED, TRANSCRIPTS
 from recipe.conversations.formats.trees import TREES, group_messages, is_flat_message
 from recipe.conversations.formats.turns import CHATS, CROSSWOZ
@@ -24,12 +25,13 @@ from recipe.core.text import printable, snippet
 
 # Specific formats are tried in this order: a transcript inside Alpaca's fields must not pass for a single question.
 FORMATS: dict[str, Format] = {
-    **TRANSCRIPTS, **TREES, **CROSSWOZ, **PREFERENCES, **CHATS, **PAIR_LISTS, **PAIRS, **LABELLED, **RANKED
+    **TRANSCRIPTS, **TREES, **CROSSWOZ, **PREFERENCES, **CHATS, **PAIR_LISTS, **PAIRS, **LABELLED, **RENDERED, **RANKED
 }  # fmt: skip
 NAMED_ONLY = ("oasst-all", "ranked-alpaca")  # never recognized: only a config can say that they are meant
 _KEYS = frozenset().union(*(keys for item in FORMATS.values() for keys in item.keys))
 ID_KEYS = ("id", "conversation_id", "message_tree_id", "prompt_id", "new dialog id")
 WRAPPERS = ("data", "train", "items", "records", "rows", "examples", "conversations", "validation", "valid", "test")
+_TEXTS = (*LABELLED, *RENDERED)
 _COMMON = ("sharegpt", "messages", "alpaca")
 GIVE_UP_AFTER = 100  # records at a file's start
 
@@ -132,6 +134,7 @@ def recognize(value: Any) -> Format | None:
             fitting.append(name)
     if not fitting:
         return None
+    fitting = [name for name in fitting if name not in _TEXTS] or fitting  # a text is made of the fields beside it
     best = fitting if len(fitting) == 1 else _find_widest(tuple(fitting))
     if len(best) > 1:
         _compare_readings(value, best)

@@ -49,7 +49,7 @@ def check_parts(parts: list[Any]) -> None:
     for part in parts:
         if not isinstance(part, dict):
             continue
-        kinds = {part["type"]} if isinstance(part.get("type"), str) else set(part)
+        kinds = {part["type"]} if isinstance(part.get("type"), str) else {key for key in part if part[key] is not None}
         if media := _MEDIA_PARTS & kinds:
             raise RefusedError(Drop.MEDIA, f"a turn with a part of type {min(media)!r}")
         if kinds.isdisjoint((*_OTHER_PARTS, "value", "content")):

@@ -12,6 +12,7 @@ _SCORES = ("scores", "score")
 _READS = frozenset({*SYSTEM_KEYS, "history", *_SCORES})
 # Parts of the question that a format without a place for them must not leave out.
 CONTEXTS = ("context", "contexts", "passage", "document", "article", "choices", "options", "A", "opa", "option_a")
+_CONTEXTS = (*CONTEXTS, "input", "instruction")  # those that are a question of their own in other formats, too
 
 
 def pair_format(shape: str, question: str, answer: str, context: str = "") -> Format:
@@ -25,7 +26,7 @@ def pair_format(shape: str, question: str, answer: str, context: str = "") -> Fo
             return False
         answers = record.get(answer)
         return (isinstance(answers, str) or _is_number(answers) or are_texts(answers)) and not _asks_more(
-            record, context
+            record, question, context
         )
 
     def dialogues(record: Record) -> Iterator[Dialogue]:
@@ -34,11 +35,11 @@ def pair_format(shape: str, question: str, answer: str, context: str = "") -> Fo
     return Format(shape, keys(f"{question} {answer}"), matches, dialogues, _READS | ({context} - {""}))
 
 
-def _asks_more(record: Record, context: str) -> bool:
+def _asks_more(record: Record, question: str, context: str) -> bool:
     """Whether a field that belongs to the question would be left out."""
     if (given := record.get(context)) and given.__class__ is not str and not read_text(given) and given == given:
         return True  # an object, say
-    return any(record.get(key) for key in CONTEXTS if key != context)
+    return any(record.get(key) for key in _CONTEXTS if key not in (question, context))
 
 
 def _is_number(value: Any) -> bool:

@@ -36,7 +36,11 @@ def is_preference(record: Record) -> bool:
     """Whether there is a chosen answer as a text, a turn or a list of turns, with something that it answers."""
     record = _open_input(record)
     chosen, _ = _find_chosen(record)
-    if not chosen or not (answer := _read_answer(record[chosen])):
+    try:
+        answer = _read_answer(record[chosen]) if chosen else []
+    except RefusedError:  # it is one, and reading it says why not
+        return True
+    if not answer:
         return False
     if answer[0].role != "assistant":
         return any(message.role == "assistant" for message in answer) and chosen != "completion"

@@ -26,7 +26,7 @@ def _holds_tools(text: str) -> bool:
     try:
         return bool(json.loads(text))
     except (ValueError, RecursionError):
-        return bool(text.strip())
+        return text.strip().lower() not in ("", "none", "n/a")
 
 
 def read_calls(turn: Record) -> str:
@@ -93,7 +93,8 @@ def with_tools(messages: list[Message], system: str, tools: Any) -> list[Message
     Raises RefusedError for a result behind a blank answer: without its call it would pass for a question.
     """
     for before, item in pairwise(messages):
-        if item.role in RESULT_ROLES and before.role == "assistant" and not before.content.strip():
+        is_call = before.role in ("assistant", *CALL_ROLES)
+        if item.role in RESULT_ROLES and is_call and not before.content.strip():
             raise RefusedError(Drop.UNKNOWN_FORMAT, "a tool's result without the call before it")
     messages = [Message(TOOL_ROLES.get(item.role, item.role), item.content, item.trained) for item in messages]
     opening = [system]

@@ -15,6 +15,7 @@ _GUANACO = re.compile(r"###[ ]?(Human|User|Assistant):[ ]?")
 _OIG = re.compile(r"(?:\A|\n)<(human|bot)>:[ ]?")
 _USER = re.compile(r"(?:\A|\n)(User|Assistant)[:：][ ]?")
 _HUMANS = ("human", "user")
+_ROLES = {**dict.fromkeys((*_HUMANS, "[inst]"), "user"), "system": "system"}  # any other label: the assistant
 _TEXT_LABELS = (_GUANACO, _OIG)
 
 
@@ -25,8 +26,7 @@ def cut(transcript: str, label: re.Pattern[str]) -> list[Message]:
     turns = []
     for at in range(1, len(parts), groups + 1):
         speaker = next(name for name in parts[at : at + groups] if name)
-        role = "user" if speaker.lower() in _HUMANS else "assistant"
-        turns.append(Message(role, parts[at + groups].strip()))
+        turns.append(Message(_ROLES.get(speaker.lower(), "assistant"), parts[at + groups].strip()))
     return turns
 
 
@@ -42,7 +42,8 @@ def read_hh(record: Record) -> Iterator[Dialogue]:
 
 
 def is_hh(record: Record) -> bool:
-    return isinstance(record.get("chosen"), str) and "Human:" in record["chosen"] and bool(_HH.search(record["chosen"]))
+    chosen = record.get("chosen")
+    return isinstance(chosen, str) and "Human:" in chosen and _HH.match(chosen) is not None and not record.get("prompt")
 
 
 def read_baize(record: Record) -> Iterator[Dialogue]:

@@ -15,7 +15,8 @@ _IMAGE = "image_asset_pointer"
 
 def read_best_path(record: Record) -> Iterator[Dialogue]:
     """From the root along the best-ranked replies that reviewers left; every other message is passed over."""
-    path, node = [], _check_root(record["prompt"])
+    path = []
+    node: Record | None = _check_root(record["prompt"])
     while node is not None:
         path.append(_read_node(node))
         node = min(_find_replies(node), key=_rank, default=None)
@@ -158,6 +159,7 @@ def _is_shown(node: Any) -> bool:
     content = message.get("content") if isinstance(message, dict) else None
     return (
         isinstance(content, dict)
+        and isinstance(message, dict)
         and not _is_hidden(message)
         and content.get("content_type") not in _HIDDEN
         and any(part if isinstance(part, str) else part is not None for part in _read_parts(content))

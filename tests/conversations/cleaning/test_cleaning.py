@@ -51,6 +51,12 @@ def test_code_of_a_page_comes_out_to_the_letter() -> None:
     assert clean_text(page(CODE, "c++")) == f"See:\n\n```c++\n{CODE}\n```\n\nDone."
 
 
+def test_the_bar_above_code_names_its_language() -> None:
+    bar = '<div class="flex">c++<button class="x"><svg></svg>Copy code</button></div>'
+    markup = f"<p>See:</p><pre>{bar}<div><code>int x;\n</code></div></pre>"
+    assert clean_text(markup) == "See:\n\n```c++\nint x;\n```"
+
+
 def test_a_fence_inside_code_stays_inside() -> None:
     assert clean_text(page("```\nx\n```", "markdown")) == "See:\n\n````markdown\n```\nx\n```\n````\n\nDone."
 

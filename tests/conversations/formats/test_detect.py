@@ -61,9 +61,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [IMAGE]}]}]}, Drop.MEDIA),
         ({"messages": [{"role": "user", "content": [{"type": "hologram", "text": "q"}]}]}, Drop.UNKNOWN_FORMAT),
         ({"messages": [{"role": "assistant", "content": ""}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
+        ({"messages": [{"role": "tool_call", "content": " "}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "history": "q: a"}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "history": ["q"]}, Drop.UNKNOWN_FORMAT),
         ({**ALPACA, "input": {"x": 1}}, Drop.UNKNOWN_FORMAT),
+        ({"prompt": "Shorten:", "input": "x y", "response": "x"}, Drop.UNKNOWN_FORMAT),
+        ({"instruction": "As a nurse:", "question": "q", "answer": "a"}, Drop.UNKNOWN_FORMAT),
         ({"question": "q", "A": "x", "B": "y", "answer": "B"}, Drop.UNKNOWN_FORMAT),  # MMLU as CSV
         ({"conversations": [{"question": "q", "answer": "a"}] * 2}, Drop.AMBIGUOUS),  # of one conversation, or of two
         ({"request": CHAT, "response": {"choices": []}}, Drop.UNKNOWN_FORMAT),
@@ -280,11 +283,13 @@ def test_a_hostile_transcript_is_read_in_linear_time(tmp_path: Path, text: str) 
     records = [
         {"plain_text": f"[Human]: q{text}x[MOSS]: a{text}"},
         {"text": f"### Human: q{text}### Assistant: a{text}"},
+        {"text": f"<s>[INST] <<SYS>>\n{text} [/INST] a{text}" + "[INST]" * 10_000},
         {"instruction": f"Human:q{text}\nAssistant:", "output": text},
+        {"instruction": f"User: q{text}\nAssistant: a", "input": f"User: {text}", "output": text},
         {"chosen": f"\n\nHuman: q{text}\n\nAssistant: a{text}", "rejected": ""},
     ]
     started = time.process_time()
-    assert len(read_json(tmp_path / "a.json", records)) == 4
+    assert len(read_json(tmp_path / "a.json", records)) == 6
     assert time.process_time() - started < 10
 
 
