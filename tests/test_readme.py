@@ -16,7 +16,7 @@ from recipe.core.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/bench/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/jobs/README.md", "tests/bench/README.md")
 
 
 def section(title: str) -> str:
