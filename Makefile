@@ -34,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan rehearse fetch weights data convert corpus train evaluate merge judge chat serve report runs runs-diff demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -115,6 +115,12 @@ runs: $(READY) ## list all runs: state, losses, hours, size, settings that diffe
 runs-diff: $(READY) ## say in what two runs differ, and what can change a result: make runs-diff A=DIR B=DIR
 	@$(PY) -m recipe.provenance diff -- "$$A" "$$B"
 
+replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
+	@$(PY) -m recipe.provenance replay $(FROM)
+
+bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+	@$(PY) -m recipe.provenance bundle $(FROM)
+
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"
 	@$(PY) -m recipe.fetch smollm2-135m-instruct
@@ -152,6 +158,12 @@ test: $(READY) ## run lint, type checks and tests with the packages that the ima
 
 bench: $(READY) ## measure speed and memory beside other ways (an hour on an idle machine)
 	@$(PY) tests/bench/run.py
+
+reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
+	@$(PY) tests/reproduce/reference.py
+
+claims: $(READY) ## rerun the numbers of README.md that this machine can make in half an hour, and mark the rest
+	@$(PY) tests/claims/claims.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu

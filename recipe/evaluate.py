@@ -42,16 +42,19 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     from recipe.evaluation.losses import lines, read_scored
     from recipe.evaluation.results import build_results
     from recipe.evaluation.suite import measure, read_suite
+    from recipe.model.load import load_tokenizer
     from recipe.model.open import open_run
 
     provenance = build_provenance(config, opened)
     if earlier := find_earlier(config, opened, provenance):
         say(f"{opened.eval_json} exists already for the same inputs")
+        if opened.eval_json.name not in opened.records():  # a process was killed just before it recorded them
+            opened.record(opened.eval_json.name, opened.samples.name)
         return earlier
     check_writable(opened.folder)
     with lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it"):
+        suite = read_suite(config, load_tokenizer(Path(config.base.path)))
         tuned = open_run(opened, config)
-        suite = read_suite(config, tuned)
         with Parts(opened.eval_parts, read_origin(provenance)) as parts:
             with tuned.model.disable_adapter():
                 base = measure(suite, tuned, "base", config, parts)

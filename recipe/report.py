@@ -11,7 +11,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
-from recipe.core.text import printable, show, table
+from recipe.core.text import printable, show, snippet, table
 from recipe.planning import outcome
 from recipe.reports import comparison, runs
 from recipe.reports import evaluation as numbers
@@ -61,11 +61,21 @@ def quoted(who: str, text: str) -> str:
 
 
 def write_pages(opened: Run, against: Run | None) -> str:
-    """Write report.html and report.md into the run's folder; `against` is drawn over it. Returns what differs."""
-    view = read_view(opened, plan_tables(opened))
-    other = read_view(against) if against else None
-    words = comparison.explain(opened, against, compare_losses(opened, against)) if against else ""
-    for name, text in ((PAGE, page(view, other, words)), (MARKDOWN, markdown(view, other, words))):
+    """Write report.html and report.md into the run's folder; `against` is drawn over it. Returns what differs.
+
+    Raises RecipeError if a file of a run was altered or has another shape than this version writes.
+    """
+    try:
+        view = read_view(opened, plan_tables(opened))
+        other = read_view(against) if against else None
+        words = comparison.explain(opened, against, compare_losses(opened, against)) if against else ""
+        pages = {PAGE: page(view, other, words), MARKDOWN: markdown(view, other, words)}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RecipeError(
+            f"{opened.folder}: its files have another shape than this version writes ({snippet(repr(error))}): "
+            "evaluate the run again"
+        ) from None
+    for name, text in pages.items():
         with atomic_file(opened.folder / name) as file:
             file.write(text)
     opened.record(PAGE, MARKDOWN)

@@ -41,6 +41,7 @@ def run(config: Config) -> dict[str, Any]:
         from transformers import logging
 
         from recipe.model.load import default_device
+        from recipe.training.determinism import deterministic
 
         stop.raise_if_signaled()
         device = default_device()
@@ -56,11 +57,13 @@ def run(config: Config) -> dict[str, Any]:
         report_unfinished(opened, config)
         with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
             opened.begin(config)
-            results = (
-                train(config, opened, copy, device, stop)
-                if config.train.epochs
-                else adopt(config, opened, copy, device)
-            )
+            with deterministic(device.type == "cuda") as exceptions:
+                results = (
+                    train(config, opened, copy, device, stop)
+                    if config.train.epochs
+                    else adopt(config, opened, copy, device)
+                )
+            results["nondeterministic"] = sorted(exceptions)
             opened.record(*RECORDED)
             return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
@@ -90,7 +93,7 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     if stop.reason and trainer.state.global_step < trainer.state.max_steps:
         say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
         raise KeyboardInterrupt
-    results = trainer.results(trainer.final_loss())
+    results = trainer.finish()
     save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
 
@@ -202,13 +205,16 @@ def read_inputs(config: Config) -> tuple[dict[str, str], Path | None]:
 
 def read_settings(config: Config) -> dict[str, Any]:
     """The part of the config that can change the adapter."""
-    return {
+    settings: dict[str, Any] = {
         "name": config.name,
         "template": config.corpus.template,
         "precision": config.base.precision,
         "lora": configs.hashed(config.lora),
         "train": configs.hashed(config.train),
     }
+    if config.train.keep == "best" or config.train.patience:
+        settings["eval_steps"] = config.train.eval_steps  # else it only decides when the loss is logged
+    return settings
 
 
 def build_run(config: Config, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Run:

@@ -24,6 +24,7 @@ ALLOWED = {
     "environment": {"core", "planning", "pascal"},
     "model": {"core", "conversations", "checkpoints", "pascal"},
     "training": {"core", "conversations", "model", "pascal"},
+    "proof": {"core"},
     "serving": {"core", "conversations", "model"},
 }
 TORCH_FREE = {"core", "conversations", "downloads", "planning", "reports"}

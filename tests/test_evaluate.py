@@ -218,3 +218,37 @@ def test_a_split_conversation_counts_its_answers_on():
         losses = [np.ones(2, np.float32)] * 2
         found = read_scored(file, labels, losses, losses)
     assert [item.turns for item in found] == [[1, 2], [3, 4]] and {item.conversation for item in found} == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "content", "message"),
+    [
+        ("choices", "quiz.jsonl", '{"q": 1}', "line 1"),
+        ("choices", "quiz.jsonl", "", "holds no question"),
+        ("texts", "notes.txt", " ", "is empty"),
+        ("texts", "talk.json", '[{"a": 1}]', "no known format"),
+    ],
+)
+def test_a_bad_file_is_one_sentence_before_the_model_is_loaded(
+    trained_run, tmp_path, monkeypatch, capsys, setting, name, content, message
+):
+    _, run = trained_run
+    monkeypatch.setattr("recipe.model.open.open_run", lambda *args: pytest.fail("the model was loaded"))
+    (tmp_path / name).write_text(content)
+    arguments = ["--run", str(run.folder), "--set", f'evaluate.{setting}=["{tmp_path / name}"]']
+    assert entry(lambda: evaluate.main(arguments)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_its_adapter_is_one_sentence(trained_run, capsys):
+    _, run = trained_run
+    shutil.rmtree(run.adapter)
+    assert entry(lambda: evaluate.main(["--run", str(run.folder)])) == 1
+    message = capsys.readouterr().err
+    assert "is missing; re-create" in message and "adapter/" in message
+
+
+def test_a_batch_of_answers_takes_no_more_memory_than_a_training_pack():
+    from recipe.evaluation.suite import BATCH, batch_size
+
+    assert batch_size(156, 2048) == BATCH and batch_size(1084, 2048) == 7 and batch_size(99_999, 2048) == 1

@@ -65,6 +65,8 @@ def make(folder: Path, *arguments: str, **environment: str) -> list[str]:
         ("report", "AGAINST", ["-m", "recipe.report", "--config=recipe/configs/vicuna-7b-p100.toml", "--against={}"]),
         ("runs-diff", "A", ["-m", "recipe.provenance", "diff", "--", "{}", ""]),
         ("runs-diff", "B", ["-m", "recipe.provenance", "diff", "--", "", "{}"]),
+        ("replay", "RUN", ["-m", "recipe.provenance", "replay", "--run={}"]),
+        ("bundle", "RUN", ["-m", "recipe.provenance", "bundle", "--run={}"]),
         ("merge", "TO", ["-m", "recipe.merge", "--config=recipe/configs/vicuna-7b-p100.toml", "--to={}"]),
         ("fetch", "NAME", ["-m", "recipe.fetch", "--", "{}"]),
         ("weights", "NAME", ["-m", "recipe.fetch", "--weights", "--", "{}"]),
@@ -99,8 +101,8 @@ def test_a_stage_uses_the_run_or_the_latest_run_of_the_config(folder):
 def test_help_names_every_target_in_one_line(folder):
     done = subprocess.run(["make"], cwd=folder, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     listed = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    text = MAKEFILE.read_text()
-    phony = re.search(r"^\.PHONY: (.*)$", text, re.M)
+    database = subprocess.run(["make", "-pn"], cwd=folder, capture_output=True, text=True)
+    phony = re.search(r"^\.PHONY: (.*)$", database.stdout, re.M)
     assert sorted(listed) == sorted([*phony[1].split(), "run-%"])
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
 

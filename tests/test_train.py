@@ -22,6 +22,7 @@ from recipe.core import manifest
 from recipe.core.cli import INTERRUPTED, entry
 from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.files import sha256
+from recipe.core.lineage import verify_all
 from recipe.core.manifest import verify
 from recipe.core.run import Run
 from recipe.model import accumulation, prepare
@@ -334,9 +335,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny_run, monke
         return (nll * float("nan") if len(calls) == 5 else nll), count
 
     monkeypatch.setattr(training, "trained_nll", poisoned)
-    with pytest.raises(RecipeError, match=r"the loss became nan after step 2, expected a finite number; lower train\."):
+    expected = r"the loss became nan after step 2, expected a finite number; lower train\..*; checkpoint-2 is kept"
+    with pytest.raises(RecipeError, match=expected):
         train.run(tiny_run)
     assert not (latest(tiny_run) / "manifest.json").exists()
+    failed = json.loads((latest(tiny_run) / "failed_batch.json").read_text())
+    assert failed["step"] == 3 and len(failed["packs"]) == 1
+    rows = dataset.encode_file(
+        Path(tiny_run.corpus.path) / "train.jsonl", load_tokenizer(Path(tiny_run.base.path)), "vicuna_v1.1"
+    )
+    conversations = failed["packs"][0]["conversations"]
+    assert conversations
+    for conversation in conversations:
+        assert conversation["input_ids"] == rows[conversation["line"] - 1]["input_ids"]
+    train.run(tiny_run)  # the cause is gone: the same command goes on, and the file is among the records
+    assert verify_all(latest(tiny_run)) == []
 
 
 def test_altered_weights_or_corpus_are_refused(tiny_run, tmp_path):
@@ -370,6 +383,16 @@ def test_a_changed_config_says_that_it_starts_over(tiny_run, monkeypatch, capsys
     train.run(changed(tiny_run, learning_rate=2e-2))
     said = capsys.readouterr().err
     assert "this starts a new run" in said and "train.learning_rate: 0.01 != 0.02" in said
+
+
+def test_an_unfinished_run_of_another_version_does_not_stop_a_new_one(tiny_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1)
+        train.run(tiny_run)
+    with open(Run.latest(tiny_run) / "config.toml", "a") as file:
+        file.write("[unheard]\nof = 1\n")
+    train.run(changed(tiny_run, learning_rate=2e-2))
+    assert "differs in its config, which this version cannot read" in capsys.readouterr().err
 
 
 def test_dry_run_touches_nothing_and_its_steps_are_the_runs(tiny_run, tmp_path, capsys):

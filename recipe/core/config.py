@@ -39,7 +39,7 @@ class Source:
 
     path: str = opt(
         "",
-        "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
+        "raw conversations: a JSON, JSON Lines, CSV or Parquet file, or a folder that `datasets` saved",
         hashed=False,
         kind="file",
     )
@@ -174,6 +174,15 @@ class Train:
     )
     save_steps: int = opt(50, "optimizer steps between checkpoints", hashed=False, low=1, high=10**9)
     keep_checkpoints: int = opt(2, "number of checkpoints kept, newest first", hashed=False, low=1, high=1000)
+    keep: str = opt(
+        "last",
+        "the adapter that the run ends with: that of the last step, or of the validation with the lowest loss",
+        hashed="if set",
+        choices=("last", "best"),
+    )
+    patience: int = opt(
+        0, "stop early after this many validations without a lower loss; 0: never", hashed="if set", low=0, high=10**6
+    )
     max_minutes: float = opt(
         0.0,
         "stop with a checkpoint after this many minutes, for job time limits; 0: no limit",
@@ -267,7 +276,7 @@ def hashed(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             out[item.name] = hashed(value)
-        elif item.metadata["hashed"]:
+        elif item.metadata["hashed"] is True or (item.metadata["hashed"] and value != item.default):
             out[item.name] = _plain(value)
     return out
 

@@ -21,8 +21,10 @@ PARTS = {
     "data": ("data", "yes"),
     "weights": ("weights", "yes"),
     "code": ("code", "perhaps: compare the versions"),
-    "environment": ("environment", "perhaps: another library or machine may round differently"),
+    "environment": ("environment", "perhaps: another library may round differently"),
+    "hardware": ("hardware", "perhaps in the last bits: another CPU, GPU or number of threads adds in another order"),
 }
+THREADS = "results.threads:"  # of a run, in its results
 
 
 def verify_all(folder: Path) -> list[str]:
@@ -128,7 +130,7 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[st
     found: dict[str, list[str]] = {}
     for line in differences(one, two):
         part, _, rest = line.partition(".")
-        part = part.partition(":")[0]
+        part = "hardware" if line.startswith(THREADS) else part.partition(":")[0]
         if part == "inputs":
             part = "weights" if rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
             if rest.startswith(("tokenizer", "special_tokens")) or rest.split(":")[0].endswith(

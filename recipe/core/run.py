@@ -2,12 +2,13 @@
 
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
-  config.toml manifest.json metrics.jsonl matmul.json
+  config.toml manifest.json metrics.jsonl tensorboard/ matmul.json failed_batch.json
   checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
   eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
   report.html  report.md
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
+SCORES = ("loss", "perplexity", "bits_per_byte")  # of each model in eval.json
 EVAL_PARTS = ".eval-parts.jsonl"
-RECORDED = ("config.toml", "metrics.jsonl", "matmul.json")  # when training ends; evaluation adds its own
+# when training ends; evaluation adds its own
+RECORDED = ("config.toml", "metrics.jsonl", "tensorboard", "matmul.json", "failed_batch.json")
 
 
 def quantized_folder(base: Path, precision: str) -> Path:
@@ -73,6 +76,16 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The rows of `metrics` for TensorBoard. The usual name of such a file has a time and the host's name in it."""
+        return self.folder / "tensorboard" / "events.out.tfevents.run"
+
+    @property
+    def failed_batch(self) -> Path:
+        """The conversations of the step that ended the run, if one did."""
+        return self.folder / "failed_batch.json"
 
     @property
     def matmul(self) -> Path:
@@ -161,6 +174,25 @@ class Run:
         """Raises RecipeError if the file is not as recorded."""
         for problem in records_problems(self.folder, name):
             raise RecipeError(f"{problem}; restore it, or run the stage that wrote it again")
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The content of eval.json; None if the run was not evaluated.
+
+        Raises RecipeError if it is not as recorded, or has another shape than this version writes.
+        """
+        if not self.eval_json.is_file():
+            return None
+        self.check_recorded(self.eval_json.name)
+        try:
+            result: dict[str, Any] = json.loads(self.eval_json.read_text(encoding="utf-8"))
+            numbers = [result[model][key] for model in ("base", "tuned") for key in SCORES]
+            texts = [answer[key] for answer in result["answers"] for key in ("question", "base", "tuned")]
+            texts.append(result["provenance"]["inputs"]["run"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            numbers, texts = [""], []
+        if not all(type(number) is float for number in numbers) or not all(isinstance(text, str) for text in texts):
+            raise RecipeError(f"{self.eval_json} is not an evaluation of this version: remove it and evaluate again")
+        return result
 
     def begin(self, config: Config) -> None:
         """Write the resolved config, which replays the run, and point `latest` here."""

@@ -30,7 +30,7 @@ def opt(
     default: Any,
     doc: str,
     *,
-    hashed: bool = True,
+    hashed: bool | str = True,
     choices: tuple[str, ...] = (),
     low: float | None = None,
     above: float | None = None,
@@ -38,6 +38,7 @@ def opt(
     kind: str = "text",
 ) -> Any:
     """A config field with its documented line. `hashed=False`: it cannot change a result, such as a path.
+    `hashed="if set"`: only another value than the default can, so that adding the field changes no run's id.
 
     `choices`: the only words, or list entries. Numbers: at least `low`, greater than `above`, at most `high`. `kind` of
     a string: text, path, file (a path whose name need not be UTF-8), or name (one path component).

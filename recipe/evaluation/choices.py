@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import render
-from recipe.conversations.tokens import encode
+from recipe.conversations.tokens import encode, encoders
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 from recipe.evaluation.texts import Sample
@@ -90,7 +90,7 @@ def samples(tokenizer: Any, template: str, questions: Sequence[Question], limit:
             ids, labels = encode(tokenizer, pieces)
             last = max((at for at, label in enumerate(labels) if label != -100), default=-1)
             labels = [*labels[:last], -100, *labels[last + 1 :]] if last >= 0 else labels
-            if all(label == -100 for label in labels[1:]):
+            if not encoders(tokenizer).ids(choice, leading=False) or all(label == -100 for label in labels[1:]):
                 raise RecipeError(f"the choice {snippet(choice, 40)!r} has no tokens: the question cannot be scored")
             if len(ids) > limit:
                 raise RecipeError(

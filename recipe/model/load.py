@@ -10,6 +10,7 @@ from torch import nn
 from recipe.checkpoints import safetensors
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import check_intact
+from recipe.core.text import snippet
 from recipe.model import quantized
 from recipe.pascal.attention import packed_attention
 
@@ -30,11 +31,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer beside the converted weights. Raises RecipeError if `path` is not a converted model."""
+    """The tokenizer beside the converted weights. Raises RecipeError if it is missing or damaged."""
     from transformers import AutoTokenizer
 
     check_folder(path)
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # of any class: transformers and tokenizers do not name what they raise
+        reason = snippet(error, 100)
+        raise RecipeError(f"the tokenizer files in {path} cannot be read ({reason}): convert or merge again") from None
 
 
 def verify_base(path: Path, precision: str) -> Path | None:

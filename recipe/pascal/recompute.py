@@ -33,7 +33,16 @@ def recompute_first(layers: nn.ModuleList, count: int) -> None:
     if not 0 <= count <= len(layers):
         raise ValueError(f"asked to recompute {count} of {len(layers)} layers, expected 0 to {len(layers)}")
     for number, layer in enumerate(layers):
-        if isinstance(layer.__dict__.get("forward"), _Recomputed):
+        if _is_recomputed(layer):
             del layer.forward
         if number < count:
             layer.forward = _Recomputed(layer.forward)
+
+
+def count_recomputed(layers: nn.ModuleList) -> int:
+    """The number of layers with activation checkpointing."""
+    return sum(map(_is_recomputed, layers))
+
+
+def _is_recomputed(layer: nn.Module) -> bool:
+    return isinstance(layer.__dict__.get("forward"), _Recomputed)

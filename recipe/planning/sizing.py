@@ -153,6 +153,12 @@ def check_numbers(config: Config) -> None:
             f"train.epochs is {train.epochs} and train.gradient_accumulation_steps "
             f"{train.gradient_accumulation_steps}, expected both above 0; raise them"
         )
+    if (train.keep == "best" or train.patience) and not train.eval_steps:
+        setting = 'keep is "best"' if train.keep == "best" else f"patience is {train.patience}"
+        raise UsageError(
+            f"train.{setting} and train.eval_steps is 0, expected validations during the run to choose from; set "
+            "train.eval_steps"
+        )
     if config.lora.rank < 1 or config.corpus.max_length < 1:
         raise UsageError(
             f"lora.rank is {config.lora.rank} and corpus.max_length {config.corpus.max_length}, expected both "

@@ -44,10 +44,8 @@ def read_view(run: Run, plan: Sequence[Table] = ()) -> RunView:
 
 
 def read_evaluation(run: Run) -> dict[str, Any]:
-    """The run's eval.json; empty if there is none. Raises RecipeError if it was altered."""
-    if run.eval_json.is_file():
-        run.check_recorded(run.eval_json.name)
-    return read_json(run.eval_json)
+    """The run's eval.json; empty if there is none. Raises RecipeError if it was altered or is of another version."""
+    return run.evaluation() or {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

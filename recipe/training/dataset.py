@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,8 @@ class PackedDataset(torch.utils.data.Dataset):
         return len(self.packs)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The pack with this number, as `collate` makes it."""
-        return collate([self.rows[row] for row in self.packs[number]], self.prefix)
+        """The pack with this number, as `collate` makes it, and its `number`."""
+        return {**collate([self.rows[row] for row in self.packs[number]], self.prefix), "number": number}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))
@@ -132,6 +132,19 @@ def collate(samples: list[dict[str, list[int]]], prefix: int = 0) -> dict[str, A
         "lengths": [len(sample["input_ids"]) for sample in samples],
         "prefix": prefix,
     }
+
+
+def separate(pack: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    """The samples of a pack: the inverse of `collate`, but for labels that are never a target."""
+    prefix = pack["prefix"]
+    ids, labels = pack["input_ids"][0].tolist(), pack["labels"][0].tolist()
+    samples, start = [], 0
+    for length in pack["lengths"]:
+        shared = prefix if start else 0
+        end = start + length - shared
+        samples.append({"input_ids": ids[:shared] + ids[start:end], "labels": [IGNORED] * shared + labels[start:end]})
+        start = end
+    return samples
 
 
 def _join(sequences: Iterable[Iterable[int]]) -> torch.Tensor:

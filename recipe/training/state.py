@@ -1,16 +1,14 @@
-"""The state of a training process as safetensors and JSON: optimizer, scheduler, loss scale, random numbers.
+"""The state of a training process as safetensors and JSON: optimizer, scheduler, loss scale, best validation.
 
 torch.load, which Trainer uses, unpickles: a file of a stranger could execute code, in torch 2.0.1 even with
 `weights_only=True` (CVE-2025-32434). These two files cannot, and they hold the same bits.
 """
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from recipe.core.errors import RecipeError
@@ -45,28 +43,6 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"{folder} has no readable {TENSORS} and {VALUES} ({error!r}): another version of the recipe may have "
             f"written it; resume with that version, or remove {folder.parent} to start the run over"
         ) from None
-
-
-def random_state() -> dict[str, Any]:
-    """The state of the generators of Python, numpy and torch (CPU and current GPU)."""
-    numpy_state: Any = np.random.get_state()  # the global generator is what libraries use
-    kind, keys, *rest = numpy_state
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "cpu": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,9 +1,11 @@
 """Hugging Face's Trainer with packs, a loss normalized over the optimizer step, and checkpoints of this recipe."""
 
+import math
 import operator
+import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,16 +18,21 @@ from recipe.core.manifest import write_manifest
 from recipe.core.run import Run
 from recipe.core.text import say
 from recipe.model.adapter import check_adapter, write_adapter
-from recipe.model.likelihood import trained_nll, validation_nll
-from recipe.training.callbacks import Progress
+from recipe.model.likelihood import causal_lm, trained_nll, validation_nll
+from recipe.training.callbacks import Progress, peak_memory
 from recipe.training.dataset import PackedDataset
-from recipe.training.resume import STAGE, hash_packs, rotate
-from recipe.training.state import random_state, read_state, set_random_state, write_state
+from recipe.training.faults import MemoryFallback, SkippedSteps, write_batch
+from recipe.training.resume import STAGE, hash_packs, list_checkpoints, rotate
+from recipe.training.selection import Selection
+from recipe.training.state import read_state, write_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
+# Device -> what torch 2.0.1 computes in another order in every process, by its own warning. On a CPU: nothing, with the
+# same number of threads (tests/training/test_reproducible.py asks torch).
+NONDETERMINISTIC = {"cuda": ["the backward pass of memory-efficient attention"]}
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,13 @@ class TrainResults:
     trained_tokens: int
     first_loss: float | None
     last_loss: float | None
-    validation_loss: float
+    validation_loss: float  # of the saved adapter
+    adapter_step: int  # the step of the saved adapter
+    stopped_early: bool  # by train.patience
+    skipped_steps: int  # fp16 gradients overflowed
+    split_packs: int  # packs computed in parts because memory ran out; with any, the bits are not those of other runs
     threads: int  # CPU threads: they decide the order in which sums are added
+    nondeterministic: list[str]  # operations without a deterministic implementation
 
 
 class LoraTrainer(Trainer):
@@ -51,11 +63,18 @@ class LoraTrainer(Trainer):
     train_dataset: PackedDataset
     eval_dataset: PackedDataset
 
-    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: Run, selection: Selection, keep_checkpoints: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.run = run
+        self.selection = selection
         self.keep_checkpoints = keep_checkpoints
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
         self.tokens = 0  # of all conversations since this process began, the common prefix counted for each
+        self.learning_rate = 0.0
+        self.packs: list[dict[str, Any]] = []  # of the current step, on the CPU
+        self.memory = MemoryFallback(causal_lm(self.model).model.layers)
+        self.skipped = SkippedSteps(lambda: self.accelerator.optimizer_step_was_skipped, self._fail)
+        self.add_callback(self.skipped)
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run as one pass over its packs, so that resuming means skipping packs.
@@ -71,27 +90,89 @@ class LoraTrainer(Trainer):
     ) -> torch.Tensor:
         """The pack's share of the step's mean loss: summed nats over the step's number of trained tokens."""
         nll, count = trained_nll(model, inputs)
-        self.tokens += sum(inputs["lengths"])
         return nll / (num_items_in_batch or count)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Raises RecipeError if the loss is not finite."""
-        loss = super().training_step(*args, **kwargs)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int) -> tuple[list[dict[str, Any]], int | None]:
+        """The packs of the next step and their number of trained tokens; no pack once the run stopped early."""
+        if self.selection.exhausted:
+            return [], None
+        batch, tokens = super().get_batch_samples(epoch_iterator, num_batches)
+        self.packs = []
+        return batch, tokens
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
+        """Forward and backward pass of a pack; the loss that `compute_loss` returns.
+
+        Where memory runs out, the packs of the step so far are computed again with less. Raises RecipeError if that is
+        not possible, or if the loss is not finite.
+        """
+        self.packs.append(inputs)
+        self.learning_rate = super()._get_learning_rate()
+        loss = self._compute_pack(model, inputs, num_items_in_batch)
+        while loss is None:
+            self.memory.relieve(inputs, self.state.global_step + 1)
+            model.zero_grad()  # the backward pass may have ended halfway
+            for pack in self.packs:
+                if (loss := self._compute_pack(model, pack, num_items_in_batch)) is None:
+                    break
         if not torch.isfinite(loss):
-            raise RecipeError(
-                f"the loss became {loss.item()} after step {self.state.global_step}, expected a finite number; "
-                f"lower train.learning_rate (now {self.args.learning_rate:g}) or look at the samples of that step"
-            )
+            self._fail(f"the loss became {loss.item()} after step {self.state.global_step}, expected a finite number")
+        self.tokens += sum(inputs["lengths"])
+        self.memory.split_packs += self.memory.parts > 1
         return loss
+
+    def _compute_pack(self, model: Any, pack: dict[str, Any], num_items_in_batch: int | None) -> torch.Tensor | None:
+        """None if memory ran out: outside of the handler, whose traceback would keep all activations."""
+        # dropout depends on the pack alone: it draws the same numbers after a resume and when a step is repeated
+        torch.manual_seed(random.Random(f"{self.args.seed} {pack['number']}").getrandbits(63))  # noqa: S311
+        try:
+            parts = [
+                super(LoraTrainer, self).training_step(model, part, num_items_in_batch)
+                for part in self.memory.split(pack)
+            ]
+        except torch.cuda.OutOfMemoryError:  # type: ignore[misc] # untyped in torch 2.0.1
+            return None
+        return torch.stack(parts).sum()
+
+    def _fail(self, what: str) -> NoReturn:
+        """Write the packs of the step and raise RecipeError: `what` happened, and how to go on."""
+        step = self.state.global_step
+        write_batch(self.run.failed_batch, step + 1, self.packs, self.train_dataset.packs)
+        kept = next(iter(list_checkpoints(self.run.checkpoints)), None)
+        resume = f"; {kept.name} is kept, and the same command resumes from it" if kept else ""
+        raise RecipeError(
+            f"{what}; lower train.learning_rate (now {self.args.learning_rate:g}), which begins a new run, or look at "
+            f"the conversations of that step in {self.run.failed_batch}{resume}"
+        )
+
+    def _get_learning_rate(self) -> float:
+        """The rate of the logged step; Trainer's own is already that of the next one."""
+        return self.learning_rate
+
+    def status(self) -> dict[str, float]:
+        """Numbers of this moment for metrics.jsonl. Without fp16 the loss is not scaled: a scale of 1."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return {
+            "memory_mb": peak_memory(self.args.device) >> 20,
+            "loss_scale": scaler.get_scale() if scaler else 1.0,
+            "skipped_steps": self.skipped.total,
+        }
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss: the mean in nats over all trained tokens, however they are packed."""
         nll, count = validation_nll(self.model, self.eval_dataset)
+        if not math.isfinite(nll):
+            raise RecipeError(
+                f"the validation loss became {nll} after step {self.state.global_step}, expected a finite number; "
+                f"lower train.learning_rate (now {self.args.learning_rate:g}); the checkpoints are kept"
+            )
         metrics = {"eval_loss": nll / count}
+        self.selection.update(self.state.global_step, metrics["eval_loss"], self.model)
         self.log(dict(metrics))
         # it resets `should_evaluate`: without it Trainer validates the last step of the run twice
         state, control = self.state, self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics)
+        self.control.should_training_stop |= self.selection.exhausted
         return metrics
 
     def final_loss(self) -> float:
@@ -101,8 +182,19 @@ class LoraTrainer(Trainer):
             return validations[-1]["eval_loss"]
         return self.evaluate()["eval_loss"]
 
-    def results(self, validation_loss: float) -> TrainResults:
-        """The numbers of the run, for its manifest."""
+    def finish(self) -> TrainResults:
+        """Validate the last step, put the adapter to keep into the model, and return the numbers of the run."""
+        loss, step, best = self.final_loss(), self.state.global_step, self.selection
+        early = best.exhausted and step < self.state.max_steps
+        if early:
+            say(f"stopped early after step {step}: no lower validation loss in {best.waited} validations")
+        if best.keep_best:
+            best.restore(self.model)
+            loss, step = best.loss, best.step
+            say(f"keeping the adapter of step {step}, which has the lowest validation loss, {loss:.4f}")
+        return self._results(loss, step, early)
+
+    def _results(self, validation_loss: float, adapter_step: int, stopped_early: bool) -> TrainResults:
         data = self.train_dataset
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainResults(
@@ -116,7 +208,12 @@ class LoraTrainer(Trainer):
             first_loss=losses[0] if losses else None,
             last_loss=losses[-1] if losses else None,
             validation_loss=validation_loss,
+            adapter_step=adapter_step,
+            stopped_early=stopped_early,
+            skipped_steps=self.skipped.total,
+            split_packs=self.memory.split_packs,
             threads=torch.get_num_threads(),
+            nondeterministic=NONDETERMINISTIC.get(self.args.device.type, []),
         )
 
     # Checkpoints: Trainer's own hold pickles, a host name and a time, and replace the old one before they are complete.
@@ -140,8 +237,11 @@ class LoraTrainer(Trainer):
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "random": random_state(),
+            **{name: part.state_dict() for name, part in self._own_state().items()},
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"selection": self.selection, "memory": self.memory, "skipped": self.skipped}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from peft import set_peft_model_state_dict
@@ -156,13 +256,14 @@ class LoraTrainer(Trainer):
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in self._own_state().items():
+            part.load_state_dict(state[name])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing: `_load_optimizer_and_scheduler` does it."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            set_random_state(read_state(Path(checkpoint))["random"])
+        """Nothing: each pack has its own seed."""
 
 
 def training_arguments(train: Train, folder: Path, cuda: bool) -> TrainingArguments:
@@ -208,8 +309,10 @@ def build_trainer(
         args=training_arguments(train, run.checkpoints, cuda),
         train_dataset=data,
         eval_dataset=validation,
+        run=run,
+        selection=Selection(train.keep == "best", train.patience),
         keep_checkpoints=train.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(lambda: trainer.tokens, run.metrics, train.epochs))
+    trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
     return trainer

@@ -127,6 +127,20 @@ def test_placeholders_are_reported_with_the_setting_that_fills_them(command, ass
     assert "I am Ada" in (tmp_path / "out" / "train.jsonl").read_text()
 
 
+def test_answers_that_were_not_taken_are_said(command, tmp_path, capsys) -> None:
+    (tmp_path / "raw.json").write_text(json.dumps([{"instruction": "q", "output": ["a", "b", "c"]}]))
+    assert command("--source", tmp_path / "raw.json") == 0
+    assert "the first was taken, 2 others were not: answers = 'all' takes them all" in capsys.readouterr().err
+    turns = read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]["turns"]
+    assert turns["dropped"] == {"unranked": 2}
+    assert turns["read"] == 4
+    sources = inline([{"path": str(tmp_path / "raw.json"), "answers": "all"}])
+    assert command("--set", f"corpus.source={sources}") == 0
+    assert "were not" not in capsys.readouterr().err
+    texts = [line["messages"][1]["content"] for part in ("train", "val") for line in samples(tmp_path / "out", part)]
+    assert sorted(texts) == ["a", "b", "c"]
+
+
 def test_changed_turns_are_listed(command, tmp_path) -> None:
     page = '<div class="markdown"><p>an <b>answer</b></p></div>'
     write(tmp_path / "raw.json", [("human", "q\n\n1 / 2"), ("gpt", page), ("human", "x"), ("gpt", "<p>text</p>")], 1)

@@ -112,6 +112,18 @@ def test_a_conversation_file_without_answers_is_one_sentence(llama_tokenizer, tm
         encode_path(tmp_path / name, llama_tokenizer, "vicuna_v1.1", 120)
 
 
-def test_a_choice_that_exceeds_a_pack_or_has_no_tokens_is_one_sentence(llama_tokenizer):  # noqa: F811
+def test_a_choice_that_exceeds_a_pack_is_one_sentence(llama_tokenizer):  # noqa: F811
     with pytest.raises(RecipeError, match=r"expected at most train\.micro_batch_tokens = 20"):
         choices.samples(llama_tokenizer, "vicuna_v1.1", [Question("Which colour?", ("blue", "green"), 0)], 20)
+
+
+def test_a_choice_without_tokens_is_one_sentence():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    known = {letter: number for number, letter in enumerate(["<s>", "</s>", *map(chr, range(32, 127))])}
+    ascii_only = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(known, [])), bos_token="<s>", eos_token="</s>"
+    )
+    with pytest.raises(RecipeError, match="has no tokens"):
+        choices.samples(ascii_only, "vicuna_v1.1", [Question("Which?", ("blue", "蓝"), 0)], 500)

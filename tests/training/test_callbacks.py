@@ -50,3 +50,67 @@ def test_a_cut_off_line_is_dropped(tmp_path, cut):
     metrics.write_text(f'{{"step": 1}}\n{{"step": 2}}\n{cut}\n')
     keep_rows(metrics, lambda row: row["step"] <= 1)
     assert metrics.read_text() == '{"step": 1}\n'
+
+
+def test_every_number_is_in_every_row(trained_run):
+    _, run = trained_run
+    steps = [row for row in rows(run) if "loss" in row]
+    assert len(steps) > 5
+    for row in steps:
+        assert row["grad_norm"] > 0 and row["loss_scale"] == 1.0 and row["skipped_steps"] == 0
+        assert 50 < row["memory_mb"] < 1 << 20
+    # the rate of the step itself: a warm-up begins at 0, a cosine ends above it
+    assert steps[0]["learning_rate"] == 0.0 and steps[-1]["learning_rate"] > 0.0
+    assert max(row["learning_rate"] for row in steps) == pytest.approx(1e-2)
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    """The gradient norm of a skipped step is inf, which JSON does not know."""
+    from transformers import TrainerState
+
+    from recipe.core.run import Run
+    from recipe.training.callbacks import Progress
+
+    progress = Progress(lambda: 0, dict, Run(tmp_path), 1.0)
+    state = TrainerState(global_step=0, max_steps=2)
+    progress.on_train_begin(None, state, None)
+    state.global_step = 1
+    progress.on_log(None, state, None, {"loss": 1.0, "grad_norm": float("inf")})
+    (line,) = Run(tmp_path).metrics.read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
+
+
+def read_events(path):
+    """The records of an event file by its format: length, masked CRC, an Event, masked CRC."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, start, events = path.read_bytes(), 0, []
+    while start < len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        events.append(Event.FromString(content[start + 12 : start + 12 + length]))
+        start += 16 + length
+    assert start == len(content)
+    return events
+
+
+def test_tensorboard_shows_the_rows_of_the_metrics(trained_run):
+    import socket
+
+    config, run = trained_run
+    header, *events = read_events(run.events)
+    assert header.file_version == "brain.Event:2"
+    found = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in events]
+    names = {"loss": "loss/train", "eval_loss": "loss/validation"}
+    expected = [
+        (row.pop("step"), pytest.approx({names.get(name, name): value for name, value in row.items()}, rel=1e-6))
+        for row in rows(run)
+    ]
+    assert found == expected
+    assert "tensorboard/events.out.tfevents.run" in run.records()
+    assert socket.gethostname().encode() not in run.events.read_bytes()
+    run.manifest_file.unlink()
+    train.run(config)  # validates once more
+    again = read_events(run.events)[1:]
+    assert [event.step for event in again] == [row["step"] for row in rows(run)], "nothing twice"

@@ -47,3 +47,17 @@ def test_surroundings_change_no_byte(tiny_run, tmp_path):
         found.append(fingerprints(Run(link.resolve())))
     assert len(found[0]) > 10
     assert found[0] == found[1] == found[2]
+
+
+def test_torch_has_a_deterministic_implementation_of_every_operation_on_a_cpu(tiny_run, monkeypatch):
+    """The manifest names those that have none: torch itself raises an error for each of them."""
+    import torch
+
+    from recipe import train
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = train.run(tiny_run)["results"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert results["nondeterministic"] == []

@@ -1,9 +1,7 @@
 """The training state on the disk: the same bits back, nothing executed."""
 
 import json
-import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -50,18 +48,6 @@ def test_every_kind_of_value_returns_as_it_was(tmp_path):
     for one, two in zip(back["tensors"], values["tensors"], strict=True):
         assert one.dtype == two.dtype and torch.equal(one, two)
     assert (tmp_path / state.TENSORS).stat().st_mode & 0o777 == (tmp_path / state.VALUES).stat().st_mode & 0o777
-
-
-def test_random_numbers_continue(tmp_path):
-    def draw():
-        return random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist()
-
-    np.random.randn()
-    state.write_state(tmp_path, state.random_state())
-    expected = draw()
-    draw()
-    state.set_random_state(state.read_state(tmp_path))
-    assert draw() == expected
 
 
 @pytest.mark.parametrize(
