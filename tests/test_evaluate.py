@@ -187,7 +187,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(trained_run, monkey
 def test_people_vote_blind_and_the_votes_are_counted(trained_run, tmp_path, capsys):
     _, run = trained_run
     assert entry(lambda: evaluate.main(["--run", str(run.folder), "--votes", "none"])) == 1
-    assert "--vote` first" in capsys.readouterr().err
+    assert "--vote` first" in " ".join(capsys.readouterr().err.split())
     less = ["--set", "evaluate.max_new_tokens=2"]
     assert evaluate.main(["--run", str(run.folder), "--vote", *less]) == 0
     assert "vote.html" in capsys.readouterr().out

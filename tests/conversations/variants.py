@@ -363,7 +363,7 @@ VARIANTS = {
     "tool calls as JSON text, described as functions": (
         "messages",
         {
-            "functions": [{"name": "f"}],
+            "functions": {"name": "f"},
             "messages": [
                 {"role": "user", "content": "q"},
                 {
