@@ -57,9 +57,16 @@ def _lm_eval(session: nox.Session) -> str:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --flips 1000, --cases 1000000."""
+    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, -- --flips 1000."""
     folders = ["tests/faults", "tests/hostile"]
     session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="venv")
+def jobs(session: nox.Session) -> None:
+    """Check docker/jobs/ with the validators of Kubernetes and dstack and ShellCheck, in an environment of its own."""
+    session.install("--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", "tests/jobs/requirements.lock")
+    session.run("python", "-m", "pytest", "tests/jobs", *session.posargs)
 
 
 @nox.session
