@@ -48,8 +48,9 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     provenance = build_provenance(config, opened)
     if earlier := find_earlier(config, opened, provenance):
         say(f"{opened.eval_json} exists already for the same inputs")
-        if opened.eval_json.name not in opened.records():  # a process was killed just before it recorded them
-            opened.record(opened.eval_json.name, opened.samples.name)
+        names = [file.name for file in list_outputs(config, opened)]
+        if not set(names) <= opened.records().keys():  # a process was killed just before it recorded them
+            opened.record(*names)
         return earlier
     check_writable(opened.folder)
     with lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it"):
@@ -161,7 +162,8 @@ def read_pairs(result: dict[str, Any]) -> Iterator[judge.Pair]:
     """The pairs of answers to the open questions, from what eval.json holds."""
     answers = [item for item in result["answers"] if item["group"] == "judged"]
     base, tuned = ([item[name] for item in answers] for name in ("base", "tuned"))
-    return judge.pairs(judge.read_questions(), base, tuned, result["provenance"]["inputs"]["run"])
+    questions = judge.read_questions() if answers else []
+    return judge.pairs(questions, base, tuned, result["provenance"]["inputs"]["run"])
 
 
 def write_comparisons(opened: Run, pairs: list[judge.Pair]) -> None:
@@ -177,14 +179,14 @@ def count_votes(opened: Run, files: list[Path]) -> dict[str, Any]:
 
     Raises RecipeError if the run has no pairs to vote on, or a file does not hold votes on them.
     """
-    if not opened.eval_json.is_file() or not opened.comparisons.is_file():
+    opened.check_recorded(opened.eval_json.name)
+    result = json.loads(opened.eval_json.read_text(encoding="utf-8")) if opened.eval_json.is_file() else {}
+    known = {pair.id: pair for pair in read_pairs(result)} if result else {}
+    if not known:
         raise RecipeError(
             f"{opened.short} has no answers to vote on: run `python -m recipe.evaluate --run {opened.short} --vote` "
             "first"
         )
-    opened.check_recorded(opened.eval_json.name)
-    result = json.loads(opened.eval_json.read_text(encoding="utf-8"))
-    known = {pair.id: pair for pair in read_pairs(result)}
     votes = [vote for file in files for vote in judge.read_votes(file, known)]
     found = {"files": len(files), "run": result["provenance"]["inputs"]["run"], **judge.summarize(votes)}
     with atomic_file(opened.votes) as file:

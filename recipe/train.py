@@ -80,7 +80,8 @@ def train(config: Config, opened: Run, copy: Path | None, device: "torch.device"
     from recipe.training.trainer import build_trainer
 
     data, validation = load_data(config)
-    checkpoint = find_checkpoint(opened.checkpoints, data.packs, torch.get_num_threads())
+    keep = config.train.keep_checkpoints
+    checkpoint = find_checkpoint(opened.checkpoints, data.packs, torch.get_num_threads(), keep)
     model = load_model(config, opened, copy, device)
     trainer = build_trainer(model, config.train, opened, data, validation, cuda=device.type == "cuda")
     trainer.add_callback(SaveAndStop(stop))

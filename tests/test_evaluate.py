@@ -13,6 +13,8 @@ import torch
 
 from recipe import evaluate, provenance
 from recipe.core.cli import entry
+from recipe.core.lineage import verify_all
+from recipe.core.run import Run
 from recipe.model.load import load_tokenizer
 from recipe.training import dataset
 
@@ -185,7 +187,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(trained_run, monkey
 def test_people_vote_blind_and_the_votes_are_counted(trained_run, tmp_path, capsys):
     _, run = trained_run
     assert entry(lambda: evaluate.main(["--run", str(run.folder), "--votes", "none"])) == 1
-    assert "--vote` first" in capsys.readouterr().err
+    assert "--vote` first" in " ".join(capsys.readouterr().err.split())
     less = ["--set", "evaluate.max_new_tokens=2"]
     assert evaluate.main(["--run", str(run.folder), "--vote", *less]) == 0
     assert "vote.html" in capsys.readouterr().out
@@ -252,3 +254,13 @@ def test_a_batch_of_answers_takes_no_more_memory_than_a_training_pack():
     from recipe.evaluation.suite import BATCH, batch_size
 
     assert batch_size(156, 2048) == BATCH and batch_size(1084, 2048) == 7 and batch_size(99_999, 2048) == 1
+
+
+def test_what_a_killed_process_did_not_record_is_recorded(trained_run, monkeypatch):
+    config, run = trained_run
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", lambda *names: None)
+        evaluate.run(config, run)
+    assert any("in no manifest" in problem for problem in verify_all(run.folder))
+    evaluate.run(config, run)
+    assert not any("in no manifest" in problem for problem in verify_all(run.folder))

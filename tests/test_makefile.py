@@ -101,9 +101,8 @@ def test_a_stage_uses_the_run_or_the_latest_run_of_the_config(folder):
 def test_help_names_every_target_in_one_line(folder):
     done = subprocess.run(["make"], cwd=folder, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     listed = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    database = subprocess.run(["make", "-pn"], cwd=folder, capture_output=True, text=True)
-    phony = re.search(r"^\.PHONY: (.*)$", database.stdout, re.M)
-    assert sorted(listed) == sorted([*phony[1].split(), "run-%"])
+    rules = re.findall(r"^([a-z%-]+):(?!=)(?! export)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(rules)
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
 
 

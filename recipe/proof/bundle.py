@@ -15,7 +15,7 @@ from recipe.core.config import Config
 from recipe.core.errors import UsageError
 from recipe.core.files import atomic_file, sha256
 from recipe.core.run import Run
-from recipe.core.text import printable
+from recipe.core.text import printable, say, snippet
 from recipe.proof import crate, sbom, statement
 from recipe.proof.evidence import Evidence, collect
 
@@ -31,6 +31,8 @@ def bundle(run: Run, config: Config, output: Path, image: str = "") -> dict[str,
     if image and not re.fullmatch(r"sha256:[0-9a-f]{64}", image):
         raise UsageError(f"--image {printable(image[:80])}: expected sha256: and 64 hexadecimal digits")
     evidence = collect(run, config, image, read_date(run))
+    if paths := re.findall(r'"(/[^"\n]*)"', run.config_file.read_text(encoding="utf-8")):
+        say(f"config.toml, which is in the bundle, names {len(paths)} absolute paths, as {snippet(paths[0])}")
     texts = write_texts(evidence)
     with atomic_file(output, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name in sorted({*evidence.files, *texts}):

@@ -14,6 +14,7 @@ from recipe.core.manifest import check_intact, hash_inputs, read_manifest
 from recipe.core.run import Run, records_problems
 
 DOCKER = Path(__file__).parents[2] / "docker"
+PRIVATE = ("failed_batch.json", "tensorboard/")  # conversations; metrics once more, in files named after the host
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def collect(run: Run, config: Config, image: str, date: str) -> Evidence:
         raise RecipeError(
             f"{lock} is not the lock that {run.folder} was made with: bundle it from the version that made it"
         )
-    files = {f"run/{name}": run.folder / name for name in (*manifest["outputs"], *run.records())}
+    names = (*manifest["outputs"], *(name for name in run.records() if not name.startswith(PRIVATE)))
+    files = {f"run/{name}": run.folder / name for name in names}
     files |= {f"run/{name}": run.folder / name for name in ("manifest.json", "records.json")}
     files |= {f"environment/{path.name}": path for path in (lock, DOCKER / "pins.toml")}
     for merged in sorted(run.folder.glob("merged*/manifest.json")):

@@ -53,10 +53,11 @@ def problems(files: Files) -> Iterator[str]:
         elif found[name] != listed[name]:
             yield f"{name!r} was altered"
     run = json.loads(read(files, "run/manifest.json"))
-    for manifest in (run, json.loads(read(files, "run/records.json"))):
-        for name, entry in manifest["outputs"].items():
-            if found.get(f"run/{name}") != entry["sha256"]:
-                yield f"run/{name} is not the file of the run's manifest"
+    records = json.loads(read(files, "run/records.json"))["outputs"]
+    outputs = {name: entry for name, entry in records.items() if f"run/{name}" in files}  # private ones are left out
+    for name, entry in {**outputs, **run["outputs"]}.items():
+        if found.get(f"run/{name}") != entry["sha256"]:
+            yield f"run/{name} is not the file of the run's manifest"
     if found.get("environment/requirements.lock") != run["environment"]["lock"]:
         yield "environment/requirements.lock is not the lock that the run was made with"
     for name, expected in run["inputs"].items():

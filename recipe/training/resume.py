@@ -21,7 +21,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def find_checkpoint(folder: Path, packs: list[list[int]], threads: int) -> Path | None:
+def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, keep: int) -> Path | None:
     """The checkpoint to resume from, None if there is none; `packs` and `threads` are those of this process.
 
     Raises RecipeError if the checkpoint was made with other packs.
@@ -31,6 +31,7 @@ def find_checkpoint(folder: Path, packs: list[list[int]], threads: int) -> Path 
         return None
     path, manifest = newest
     check_packs(path, manifest, packs)
+    rotate(folder, keep)  # a process that was killed while it saved may not have come to it
     report_threads(path, manifest, threads)
     return path
 
@@ -57,7 +58,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the checkpoints that a killed process was writing."""
+    """Remove the checkpoints that a killed process was writing or removing."""
     for path in folder.glob(".checkpoint-*"):
         if re.fullmatch(r"\.checkpoint-\d+\.(partial|old)", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -66,7 +67,9 @@ def remove_partial(folder: Path) -> None:
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints. To be called when the newest one is complete."""
     for path in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(path)
+        old = path.with_name(f".{path.name}.old")  # a kill leaves no half of a checkpoint under its own name
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path.rename(old))
 
 
 def hash_packs(packs: list[list[int]]) -> dict[str, str]:

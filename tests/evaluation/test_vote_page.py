@@ -26,7 +26,7 @@ def test_votes_that_a_person_saves_are_read_back(chosen, tmp_path):
     saved = tmp_path / "votes.jsonl"
 
     async def vote():
-        async with programs.open_tab(file.as_uri(), tmp_path / "profile") as tab:
+        async with programs.open_tab(file.as_uri(), tmp_path / "profile", "#asked") as tab:
             await tab.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
             assert await tab.js("document.querySelector('#first').textContent") == chosen[0].first
             assert await tab.js("document.querySelector('#save').disabled")

@@ -23,6 +23,8 @@ def run(trained_once, tmp_path_factory) -> Path:
     shutil.copytree(Run.latest(trained_once).resolve(), folder)
     evaluate.run(trained_once, Run(folder))
     report.main(["--run", str(folder)])
+    (folder / "failed_batch.json").write_text('["a private conversation"]')
+    Run(folder).record("failed_batch.json")
     return folder
 
 
@@ -59,13 +61,15 @@ def test_it_holds_what_a_reviewer_needs_and_no_conversation(archive):
     wanted |= {"base/manifest.json", "corpus/manifest.json", "environment/requirements.lock", "environment/pins.toml"}
     wanted |= {"sbom.cdx.json", "statement.intoto.json", "ro-crate-metadata.json", "README.md", "SHA256SUMS"}
     assert wanted <= names
-    assert not {name for name in names if name.endswith((".jsonl", ".html"))} - {"run/metrics.jsonl", "run/report.html"}
+    assert not {name for name in names if name.startswith(("run/tensorboard", "run/failed", "corpus/"))} - {
+        "corpus/manifest.json",
+        "corpus/report.md",
+    }
 
 
-def test_the_same_run_gives_the_same_bytes(run, archive, tmp_path):
-    again = tmp_path / "again.zip"
-    assert provenance.main(["bundle", "--run", str(run), "--output", str(again)]) == 0
-    assert again.read_bytes() == archive.read_bytes()
+def test_the_same_run_gives_the_same_bytes_and_lies_beside_it(run, archive):
+    assert provenance.main(["bundle", "--run", str(run)]) == 0
+    assert run.with_name(f"{run.name}.zip").read_bytes() == archive.read_bytes()
 
 
 def test_the_verifier_needs_no_package(archive, unpacked):

@@ -22,7 +22,7 @@ def open_in_browser(file, folder):
         return  # the page's own policy and its escaping are checked without one
 
     async def look():
-        async with programs.open_tab(file.as_uri(), folder / "profile") as tab:
+        async with programs.open_tab(file.as_uri(), folder / "profile", "section") as tab:
             for width, scheme in ((360, "dark"), (1100, "light")):
                 await tab.look(width, 800, scheme)
                 assert await tab.js("document.documentElement.scrollWidth <= innerWidth"), width

@@ -15,8 +15,9 @@ _INTRODUCTION = "You can call these tools, with JSON as your whole answer:\n"
 
 
 def describe(tools: Any) -> str:
-    """The text that tells the model of its tools: `tools` is a list of descriptions, or that as JSON; "" for none."""
+    """The text that tells the model of its tools, "" for none: a description, a list of them, or that as JSON text."""
     text = read_text(tools) if isinstance(tools, str) else ""
+    tools = [tools] if isinstance(tools, dict) else tools
     if isinstance(tools, list) and tools:
         text = _dump([_unwrap(tool) for tool in tools])
     return _INTRODUCTION + text if _holds_tools(text) else ""
