@@ -6,15 +6,18 @@ RUN ?=
 TO ?= hf
 NAME ?=
 GPUS ?=
+AGAINST ?=
+A ?=
+B ?=
 PYTHON ?= python3.11
 DEMO := recipe/configs/demo.toml
 DEMO_RUN := runs/demo/latest
 
 # Values can come from a stranger's script, so they are plain text: `value` keeps make from expanding a $(...) in them,
 # and the recipes read them as quoted "$$CONFIG" from the environment, so that the shell does not evaluate them either.
-VALUES := CONFIG RUN TO NAME GPUS ROOT_IMAGE IMAGE NETWORK
+VALUES := CONFIG RUN TO NAME AGAINST A B GPUS ROOT_IMAGE IMAGE NETWORK
 # What the caller set, on the command line or in the environment: only this is passed on to a container.
-GIVEN := $(foreach name,CONFIG RUN TO NAME GPUS,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
+GIVEN := $(foreach name,CONFIG RUN TO NAME AGAINST A B GPUS,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
 export $(VALUES)
 # Stages that use a run: RUN, or the latest run of CONFIG.
@@ -35,7 +38,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock pins doctor plan fetch convert corpus train evaluate merge judge chat serve report demo test bench gpu-test clean image image-save image-verify shell
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@echo "usage: make TARGET [CONFIG=recipe/configs/vicuna-7b-p100.toml] [RUN=runs/<name>/latest]"
@@ -71,8 +74,17 @@ doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit c
 plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
 	@$(PY) -m recipe.plan --config="$$CONFIG"
 
+rehearse: $(READY) ## measure memory and speed of CONFIG on this device, without its weights
+	@$(PY) -m recipe.rehearse --config="$$CONFIG"
+
 fetch: $(READY) ## download raw weights or data: make fetch NAME=smollm2-135m-instruct
 	$(PY) -m recipe.fetch $(if $(NAME),-- "$$NAME")
+
+weights: $(READY) ## download the raw weights that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --weights $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
+
+data: $(READY) ## download the raw conversations that CONFIG reads, or those of NAME
+	$(PY) -m recipe.fetch --data $(if $(NAME),-- "$$NAME",--config="$$CONFIG")
 
 convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a manifest
 	$(PY) -m recipe.convert --config="$$CONFIG"
@@ -98,8 +110,20 @@ chat: $(READY) ## chat with the tuned model
 serve: $(READY) ## serve the base and the tuned model as a page and an OpenAI-compatible API, on this machine only
 	@$(PY) -m recipe.serve $(FROM)
 
-report: $(READY) ## summarize a run on one page
-	@$(PY) -m recipe.report $(FROM)
+report: $(READY) ## a run on one page, report.html; AGAINST=DIR compares it with another run
+	@$(PY) -m recipe.report $(FROM) $(if $(AGAINST),--against="$$AGAINST")
+
+runs: $(READY) ## list all runs: state, losses, hours, size, settings that differ
+	@$(PY) -m recipe.report --all
+
+runs-diff: $(READY) ## say in what two runs differ, and what can change a result: make runs-diff A=DIR B=DIR
+	@$(PY) -m recipe.provenance diff -- "$$A" "$$B"
+
+replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
+	@$(PY) -m recipe.provenance replay $(FROM)
+
+bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+	@$(PY) -m recipe.provenance bundle $(FROM)
 
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU
 	@echo "1/6 fetch: a small LLaMA, 93 MB"
@@ -138,6 +162,12 @@ test: $(READY) ## run lint, type checks and tests with the packages that the ima
 
 bench: $(READY) ## measure speed and memory beside other ways (an hour on an idle machine)
 	@$(PY) tests/bench/run.py
+
+reproduce: $(READY) ## train the reference run on public data, and say whether its loss is inside the band
+	@$(PY) tests/reproduce/reference.py
+
+claims: $(READY) ## rerun the numbers of README.md that this machine can make in half an hour, and mark the rest
+	@$(PY) tests/claims/claims.py
 
 gpu-test: $(READY) ## run the tests that need a GPU (REQUIRE_GPU=1: fail where there is none)
 	$(PY) -m nox -s gpu

@@ -1,5 +1,6 @@
 """The checks. They run in the environment that calls nox, so with the locked packages and nothing else."""
 
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -56,7 +57,7 @@ def _lm_eval(session: nox.Session) -> str:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --flips 1000, --cases 1000000."""
+    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, -- --flips 1000."""
     folders = ["tests/faults", "tests/hostile"]
     session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
@@ -65,6 +66,29 @@ def faults(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""
     session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)
+
+
+@nox.session
+def llamacpp(session: nox.Session) -> None:
+    """Compile llama.cpp once (about 20 minutes on 2 cores, needs a C++ compiler) and let it read our GGUF files."""
+    python = _build_llamacpp(session)
+    session.run(sys.executable, "-m", "pytest", "tests/llamacpp", *session.posargs, env={"LLAMACPP_PYTHON": python})
+
+
+def _build_llamacpp(session: nox.Session) -> str:
+    """The Python of an environment of its own, from locks of its own; it is kept until they change."""
+    folder = Path(".nox/llamacpp").resolve()
+    python, ready = folder / "bin" / "python", folder / "ready"
+    locks = [Path("tests/llamacpp") / name for name in ("build.lock", "llama.lock")]
+    wanted = "".join(lock.read_text(encoding="utf-8") for lock in locks)
+    if not ready.is_file() or ready.read_text(encoding="utf-8") != wanted:
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder))
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
+        session.run(*pip, "--only-binary", ":all:", "-r", str(locks[0]), external=True)
+        path = f"{folder / 'bin'}:{os.environ['PATH']}"  # cmake and ninja
+        session.run(*pip, "--no-build-isolation", "-r", str(locks[1]), external=True, env={"PATH": path})
+        ready.write_text(wanted, encoding="utf-8")
+    return str(python)
 
 
 @nox.session

@@ -8,6 +8,7 @@ TITLE=vicuna-p100 # the title label that every stage of docker/Dockerfile carrie
 # A fixed build time (the release day of torch 2.0.1), so that the same inputs give the same digest. The commit's time
 # would not work: a cached layer keeps the time of the commit at which it was built.
 EPOCH=1683504000
+SELINUX=${SELINUX:-/sys/fs/selinux/enforce} # exists where SELinux is on
 NVIDIA_DEVICE=${NVIDIA_DEVICE:-/dev/nvidiactl} # exists where the NVIDIA driver is loaded
 
 say() { echo "$*" >&2; }
@@ -110,8 +111,9 @@ bind() {
 in_container() {
   local folder
   need_image
-  # Without label=disable, SELinux would deny access to the mounted folders; relabeling them would change the user's files.
-  flags+=(--rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --security-opt label=disable)
+  flags+=(--rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
+  # SELinux would deny access to the mounted folders; relabeling them would change the user's files.
+  if [ -e "$SELINUX" ]; then flags+=(--security-opt label=disable); fi
   flags+=(--pids-limit 4096) # no memory limit: how much a stage needs depends on the model
   for folder in weights data runs; do
     mkdir -p "$folder"
@@ -134,7 +136,11 @@ in_container() {
 run() {
   local flags=() variable config
   case $1 in
-    fetch | demo) ;;                     # the only targets that download
+    fetch | weights | data | demo) # the only targets that download
+      for variable in HF_TOKEN META_URL; do # secrets by name, so that no command line shows their value
+        if [ -n "${!variable:-}" ]; then flags+=(--env "$variable"); fi
+      done
+      ;;
     serve) flags+=(--network host) ;;    # it listens on 127.0.0.1 alone, which must be this machine's
     *) flags+=(--network none) ;;
   esac

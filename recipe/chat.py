@@ -118,12 +118,9 @@ def answer(sessions: list[Session], text: str) -> None:
 
 
 def accept_any_text() -> None:
-    """Read bytes that are not UTF-8 as U+FFFD, and print what the terminal's encoding lacks as escapes."""
+    """Read bytes that are not UTF-8 as U+FFFD."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def without_surrogates(text: str) -> str:

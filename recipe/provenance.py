@@ -1,4 +1,4 @@
-"""Verify artefacts against their manifests, trace them back to raw files, and say in what two of them differ."""
+"""Verify artefacts, trace them back to raw files, say in what two differ; replay a run, or bundle it for a reviewer."""
 
 import argparse
 import sys
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core import config as configs
-from recipe.core.cli import entry
-from recipe.core.lineage import PARTS, compare, trace, verify_all
+from recipe.core.cli import add_run, entry, load_run
+from recipe.core.lineage import PARTS, THREADS, compare, trace, verify_all
 from recipe.core.manifest import differences, read_manifest
 from recipe.core.text import show, table
+from recipe.proof.bundle import bundle
+from recipe.proof.replay import describe, replay
 
 
 def run_verify(folders: list[Path], deep: bool, config: Path | None) -> tuple[list[str], list[str]]:
@@ -48,6 +50,7 @@ def run_diff(one: Path, two: Path) -> tuple[dict[str, Any], list[str]]:
     manifests = read_manifest(one), read_manifest(two)
     found = compare(*manifests)
     results = [line for line in differences(*manifests) if line.startswith(("outputs.", "results.", "stage:"))]
+    results = [line for line in results if not line.startswith(THREADS)]
     if not found and not results:
         return {"parts": {}, "results": []}, ["no difference"]
     rows = [["part", "", "can it change a result?"]]
@@ -58,6 +61,48 @@ def run_diff(one: Path, two: Path) -> tuple[dict[str, Any], list[str]]:
     rows.append(["results", "differ" if results else "same", ""])
     lines = [table(rows), ""]
     return {"parts": found, "results": results}, [*lines, *(line for part in found.values() for line in part), *results]
+
+
+def run_replay(args: argparse.Namespace) -> dict[str, Any]:
+    """The result of a replay (`recipe.proof.replay.judge`)."""
+    config, opened = load_run(args)
+    folder = args.into or Path("replays") / f"{opened.folder.parent.name}-{opened.folder.name}"
+    return replay(opened, config, folder)
+
+
+def run_bundle(args: argparse.Namespace) -> dict[str, Any]:
+    """The archive's path, sha256 and number of files."""
+    config, opened = load_run(args)
+    output = args.output or Path("dist") / f"{opened.folder.parent.name}-{opened.folder.name}.zip"
+    return bundle(opened, config, output, args.image)
+
+
+def add_bundle(commands: Any) -> None:
+    one = commands.add_parser("bundle", help="pack a run for a reviewer: files, manifests, SBOM, in-toto, RO-Crate")
+    add_source(one)
+    one.add_argument("--output", type=Path, metavar="FILE", help="the archive; default: dist/<name>-<id>.zip")
+    one.add_argument("--image", default="", metavar="DIGEST", help="digest of the container image that the run used")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add --run, --config and --set."""
+    add_run(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the config whose latest run is meant")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another path, or another field that changes no result; repeatable",
+    )
+
+
+def add_replay(commands: Any) -> None:
+    again = commands.add_parser("replay", help="rebuild corpus and run in a clean folder, and compare bit for bit")
+    add_source(again)
+    again.add_argument(
+        "--into", type=Path, metavar="DIR", help="the clean folder; default: replays/<name>-<id>; it is kept"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +122,18 @@ def main(argv: list[str] | None = None) -> int:
     diff = commands.add_parser("diff", help="say in what two artefacts differ, and what can change a result")
     diff.add_argument("one", type=Path)
     diff.add_argument("two", type=Path)
+    add_replay(commands)
+    add_bundle(commands)
     args = parser.parse_args(argv)
+    if args.command == "replay":
+        result = run_replay(args)
+        show(result, describe(result), args.json)
+        return 1 if result["verdict"] == "outside" else 0
+    if args.command == "bundle":
+        result = run_bundle(args)
+        text = f"{result['bundle']}: {result['files']} files, sha256 {result['sha256']}"
+        show(result, f"{text}\nverify it anywhere: python {result['bundle']}", args.json)
+        return 0
     if args.command == "diff":
         result, lines = run_diff(args.one, args.two)
         show(result, "\n".join(lines), args.json)

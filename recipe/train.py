@@ -57,6 +57,8 @@ def find_or_train(config: Config, device: "torch.device", ranks: "Ranks", stop: 
 
     Raises RecipeError if the processes differ in anything that a run depends on.
     """
+    from recipe.training.determinism import deterministic
+
     inputs, copy = read_inputs(config)
     settings = read_settings(config)
     ranks.check_equal(
@@ -74,10 +76,13 @@ def find_or_train(config: Config, device: "torch.device", ranks: "Ranks", stop: 
     report_unfinished(opened, config)
     do = train if config.train.epochs else adopt
     if ranks.rank:
-        return {"results": do(config, opened, copy, device, ranks, stop)}
+        with deterministic(device.type == "cuda"):
+            return {"results": do(config, opened, copy, device, ranks, stop)}
     with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
         opened.begin(config)
-        results = do(config, opened, copy, device, ranks, stop)
+        with deterministic(device.type == "cuda") as exceptions:
+            results = do(config, opened, copy, device, ranks, stop)
+        results["nondeterministic"] = sorted(exceptions)
         opened.record(*RECORDED)
         return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 

@@ -16,16 +16,18 @@ ALLOWED = {
     "core": set(),
     "pascal": set(),
     "conversations": {"core"},
-    "evaluation": {"core", "conversations", "model"},
+    "evaluation": {"core", "conversations", "model", "training"},  # it packs samples as training does
     "checkpoints": {"core"},
+    "downloads": {"core"},
     "planning": {"core", "pascal"},
     "reports": {"core", "conversations"},
     "environment": {"core", "planning", "pascal"},
     "model": {"core", "conversations", "checkpoints", "pascal"},
     "training": {"core", "conversations", "model", "pascal"},
+    "proof": {"core"},
     "serving": {"core", "conversations", "model"},
 }
-TORCH_FREE = {"core", "conversations", "planning", "reports"}
+TORCH_FREE = {"core", "conversations", "downloads", "planning", "reports"}
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 MODULES = sorted(RECIPE.rglob("*.py"))
 

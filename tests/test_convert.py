@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from recipe import convert
 from recipe.checkpoints import export, gguf_out, safetensors
 from recipe.core.cli import entry
-from recipe.core.manifest import read_manifest, verify
+from recipe.core.manifest import read_manifest, save_manifest, verify, write_manifest
 
 
 def command(*arguments: object) -> int:
@@ -293,3 +293,15 @@ def test_strangers_folders_and_missing_flags(raw: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     assert command("--output", tmp_path / "out") == 2
     assert "--source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+def test_a_download_that_differs_from_its_manifest_is_refused(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source = shutil.copytree(raw, tmp_path / "raw")
+    write_manifest(source, "fetch", {}, {}, {})
+    manifest = read_manifest(source)
+    manifest["outputs"][name]["sha256"] = "0" * 64
+    save_manifest(source / "manifest.json", manifest)
+    fails(capsys, source, tmp_path / "out", f"{name} was altered: its sha256 differs from the manifest")

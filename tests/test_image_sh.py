@@ -89,6 +89,12 @@ def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(checkout):
     assert "--gpus" not in call and "running on the CPU" in done.stderr
 
 
+def test_labels_are_switched_off_only_where_selinux_is_on(checkout):
+    engine(checkout, "podman")
+    for selinux, expected in ((checkout / "nothing", False), (checkout, True)):
+        assert ("label=disable" in run(checkout, "run", "train", SELINUX=str(selinux))[1]) is expected
+
+
 def test_only_targets_that_download_have_a_network(checkout):
     engine(checkout, "docker")
     for target in ("fetch", "demo"):

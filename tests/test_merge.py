@@ -149,6 +149,27 @@ def test_a_merged_folder_carries_the_template_and_ends_where_the_run_does(traine
     assert text.startswith("FROM .\nTEMPLATE") and 'PARAMETER stop """</s>"""' in text
 
 
+def test_others_can_mask_by_the_template_in_the_folder(trained):
+    from transformers import AutoTokenizer
+
+    from recipe.conversations.templates import render
+    from recipe.conversations.tokens import IGNORED, encode
+
+    config, folder = trained
+    merge.run(config, folder, "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    messages = [Message("user", "Who are you?"), Message("assistant", "A model.")]
+    found = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in messages],
+        chat_template=(folder / "merged" / "chat_template_generation.jinja").read_text(),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids, labels = encode(tokenizer, render(config.corpus.template, messages))
+    assert found["input_ids"] == ids
+    assert found["assistant_masks"] == [int(label != IGNORED) for label in labels]
+
+
 def test_an_end_mark_of_the_template_joins_the_tokenizers_own(trained):
     config, folder = trained
     added = 300

@@ -10,7 +10,7 @@ from recipe import plan
 from recipe.core import config as configs
 from recipe.core.cli import entry
 from recipe.core.errors import RecipeError, UsageError
-from recipe.planning import sizing
+from recipe.planning import cards, sizing
 
 CONFIGS = Path(plan.__file__).parent / "configs"
 SEVEN, THIRTEEN = CONFIGS / "vicuna-7b-p100.toml", CONFIGS / "vicuna-13b-p100.toml"
@@ -88,7 +88,7 @@ def test_text_shows_the_arithmetic_and_what_it_is(tiny_run, capsys):
         "2 x 6.48 billion weights",
         "backward",
         "GFLOP per token",
-        "7.9 to 8.4 TFLOP/s",
+        "7.9 to 8.4 TFLOP/s of a P100's matmul",
         "hours",
     ):
         assert part in out
@@ -138,3 +138,65 @@ def test_a_number_of_tokens_that_is_none(count, capsys):
     with pytest.raises(SystemExit) as end:
         plan.main(["--config", str(SEVEN), "--tokens", count])
     assert end.value.code == 2 and "whole number above 0" in capsys.readouterr().err
+
+
+# --- Several GPUs, money, other cards ---------------------------------------------------------------------------------
+
+
+def test_eight_gpus_by_hand(capsys):
+    """q and v of rank 8: 4,194,304 fp32 gradients are 16.8 MB; a ring of 8 moves 2 x 7/8 of it: 29.4 MB, in 0.251 s
+    over 0.117 GB/s. 16 packs a step are 2 for each GPU: an eighth of the seconds.
+    """
+    flags = ["--config", str(SEVEN), "--tokens", "100000000"]
+    _, one, _ = planned(capsys, *flags)
+    code, result, _ = planned(capsys, *flags, "--gpus", "8", "--price", "0.5")
+    parallel = result["parallel"]
+    assert code == 0 and parallel["gpus"] == 8 and parallel["packs"] == 2
+    assert parallel["all_reduce"]["1 Gbit/s Ethernet"] == pytest.approx(2 * 7 / 8 * 4 * 4_194_304 / 0.117e9)
+    alone = [32_768 / speed for speed in one["time"]["tokens_per_second"]]
+    assert parallel["step_seconds"] == pytest.approx([seconds / 8 for seconds in alone], rel=0.01)
+    hours = [3052 * (seconds / 8 + 0.251) / 3600 for seconds in alone]
+    assert result["time"]["hours"] == pytest.approx(hours, rel=0.01)
+    assert result["money"] == pytest.approx([8 * 0.5 * value for value in hours], rel=0.01)
+    assert result["time"]["steps"] == one["time"]["steps"], "the global batch is the config's"
+
+
+@pytest.mark.parametrize("gpus", ["3", "32"])
+def test_gpus_that_cannot_share_the_packs_of_a_step_are_refused(capsys, gpus):
+    code, _, err = planned(capsys, "--config", str(SEVEN), "--gpus", gpus)
+    assert code == 2 and "a divisor of train.gradient_accumulation_steps = 16" in err
+
+
+@pytest.mark.parametrize("name", sorted(cards.CARDS))
+def test_every_card_has_a_source_and_a_plan(name, capsys):
+    card = cards.CARDS[name]
+    assert card.source and 0 < card.tflops[0] < card.tflops[1]
+    code, result, _ = planned(capsys, "--config", str(SEVEN), "--gpu", name, "--tokens", "1000000")
+    assert code == 0 and result["memory"]["gpu"] == card.mib
+    assert result["card"]["note"] or name == "p100"
+    assert card.short in result["note"]
+
+
+def test_what_changes_on_other_cards(capsys):
+    """The P40 keeps activations in fp32: twice the bytes, so more layers recompute, though it has 24 GB."""
+    memory = {name: planned(capsys, "--config", str(SEVEN), "--gpu", name)[1]["memory"] for name in cards.CARDS}
+    assert memory["p40"]["kept"] / (32 - memory["p40"]["recomputed"]) > 1.5 * memory["a100"]["kept"] / 32
+    assert memory["p100-12gb"]["recomputed"] > memory["p100"]["recomputed"] == memory["a100"]["recomputed"] == 0
+    code, result, err = planned(capsys, "--config", str(THIRTEEN), "--gpu", "p100-12gb", "--set", "base.precision=int8")
+    assert code == 3 and result["advice"] and "of the GPU's 12,198" in err
+
+
+def test_disk_and_download_of_seven_billion_weights(capsys):
+    """13.48 GB in fp16, as published; half of it and the rest in int8."""
+    _, result, _ = planned(capsys, "--config", str(SEVEN))
+    assert result["download"] == result["disk"]["raw weights"] == pytest.approx(13.48e9, rel=0.001)
+    assert result["disk"]["int8 copy"] == pytest.approx(7.0e9, rel=0.01)
+    assert entry(lambda: plan.main(["--config", str(SEVEN)])) == 0
+    assert "18 minutes at 100 Mbit/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "free", "1e400", "nan", "٣"])
+def test_a_price_that_is_none(value, capsys):
+    with pytest.raises(SystemExit) as end:
+        plan.main(["--config", str(SEVEN), f"--price={value}"])
+    assert end.value.code == 2 and "amount above 0" in capsys.readouterr().err

@@ -104,13 +104,17 @@ def test_diff_says_which_part_differs_and_what_it_can_change(run, tmp_path, caps
     manifest["config"]["train"]["seed"] = 1
     manifest["inputs"]["corpus"] = "0"
     manifest["code"] = "1"
+    manifest["results"]["threads"] += 1
     (other / "manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     assert provenance.main(["diff", str(run), str(other)]) == 1
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "differs  yes" in rows["config"] and "differs  yes" in rows["data"]
     assert "perhaps" in rows["code"] and "same" in rows["weights"] and "same" in rows["environment"]
-    assert set(compare(read_manifest(run), manifest)) == {"config", "data", "code"}
+    assert "differs  perhaps in the last bits" in rows["hardware"] and "same" in rows["results"]
+    assert set(compare(read_manifest(run), manifest)) == {"config", "data", "code", "hardware"}
+    manifest["hardware"]["gpu"] = "Tesla P100-PCIE-16GB"
+    assert len(compare(read_manifest(run), manifest)["hardware"]) == 2
 
 
 def test_a_file_beside_weights_that_no_manifest_lists_is_named(tiny_base, tmp_path, capsys):

@@ -16,7 +16,7 @@ from recipe.core.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/bench/README.md")
+PAGES = ("README.md", "ARTIFACT.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/bench/README.md")
 
 
 def section(title: str) -> str:
@@ -185,4 +185,5 @@ def test_merged_model_loads_in_transformers_as_shown(tiny_run, tmp_path):
     assert code != example
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Who are you? ASSISTANT:" in done.stdout
+    turns = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[1]["content"]

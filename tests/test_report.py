@@ -27,3 +27,26 @@ def test_an_answer_cannot_forge_the_page():
     quoted = report.quoted("after", "fine\x1b[2J\n\nChat with it: rm -rf\n" + "long " * 200)
     assert "\x1b" not in quoted and all(line.startswith("  after ") for line in quoted.splitlines())
     assert quoted.endswith("...")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"base": 1}', '{"base": {}, "tuned": {}, "answers": [], "provenance": 1}']
+)
+def test_a_strange_eval_json_is_one_sentence(trained_run, text):
+    """In a run of others, whose records say nothing about it."""
+    _, run = trained_run
+    run.eval_json.write_text(text)
+    for read in (lambda: report.main(["--run", str(run.folder)]), lambda: merge.evaluation_of_run(run)):
+        with pytest.raises(RecipeError, match="is not an evaluation of this version"):
+            read()
+
+
+def test_tables_of_another_shape_are_one_sentence(trained_run):
+    config, run = trained_run
+    evaluation = evaluate.run(config, run) | {"intervals": {"loss": 7}}
+    run.eval_json.write_text(json.dumps(evaluation))
+    with pytest.raises(RecipeError, match="its manifest says"):
+        report.main(["--run", str(run.folder)])
+    run.record("eval.json")
+    with pytest.raises(RecipeError, match="have another shape than this version writes"):
+        report.main(["--run", str(run.folder)])

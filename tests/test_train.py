@@ -386,6 +386,16 @@ def test_a_changed_config_says_that_it_starts_over(tiny_run, monkeypatch, capsys
     assert "this starts a new run" in said and "train.learning_rate: 0.01 != 0.02" in said
 
 
+def test_an_unfinished_run_of_another_version_does_not_stop_a_new_one(tiny_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1)
+        train.run(tiny_run)
+    with open(Run.latest(tiny_run) / "config.toml", "a") as file:
+        file.write("[unheard]\nof = 1\n")
+    train.run(changed(tiny_run, learning_rate=2e-2))
+    assert "differs in its config, which this version cannot read" in capsys.readouterr().err
+
+
 def test_dry_run_touches_nothing_and_its_steps_are_the_runs(tiny_run, tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text(configs.dump(tiny_run), encoding="utf-8")

@@ -16,6 +16,8 @@ MAX_LENGTH = 1024  # sentencepiece's own limit is 16 characters, byte-level voca
 def check_texts(pieces: Iterable[str], path: Path) -> None:
     """Raises RecipeError on a piece that is too long (splitting it takes quadratic time) or not Unicode text."""
     for piece in pieces:
+        if not isinstance(piece, str):  # how protobuf gives what is not UTF-8
+            raise RecipeError(f"{path} has the token {snippet(repr(piece))}, which is not Unicode text")
         if len(piece) > MAX_LENGTH:
             raise RecipeError(f"{path} has a token of {len(piece):,} characters, expected at most {MAX_LENGTH:,}")
         try:

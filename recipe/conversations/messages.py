@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ASSISTANT_NAMES = ("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "ai", "gpt-4", "chatbot")
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of a part that is text
 # Any other role is kept as it is; `cleaning` drops and counts it.
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -33,6 +34,7 @@ class Conversation:
     messages: tuple[Message, ...]
     source: str  # the file's name
     passed_over: int = 0  # further turns of the record that were not taken: other answers and branches
+    unranked: int = 0  # of these, the answers that nothing ranks behind the one that was taken
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,23 @@ class Dialogue:
     """A conversation as a format reads it from a record, before it has an id.
 
     `alternatives` are further answers to the last question, none marked as better than another. `passed_over` counts
-    the turns that a ranking or a tree puts behind the chosen ones.
+    the turns that a ranking or a tree puts behind the chosen ones, and `unranked` alternatives that were not taken.
     """
 
     messages: list[Message]
     passed_over: int = 0
     alternatives: tuple[str, ...] = ()
+    unranked: int = 0
 
 
 def read_text(content: Any) -> str:
-    """A string as it is; of a list of typed parts (OpenAI) the text parts; "" for anything else."""
+    """A string as it is, a number as text, of a list of parts (OpenAI, Anthropic, Gemini) the text parts; else ""."""
     if isinstance(content, str):
         return content
+    if isinstance(content, (int, float)) and not isinstance(content, bool):
+        return str(content) if content == content else ""  # NaN is how tables write an empty cell
+    if isinstance(content, dict):
+        content = content["parts"] if isinstance(content.get("parts"), list) else [content]
     if isinstance(content, list):
         return "\n".join(text for part in content if (text := _read_part(part)) is not None)
     return ""
@@ -60,7 +67,7 @@ def read_text(content: Any) -> str:
 def _read_part(part: Any) -> str | None:
     if isinstance(part, str):
         return part
-    if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
+    if not isinstance(part, dict) or part.get("type", "text") not in TEXT_PARTS:
         return None
     return next((part[key] for key in ("text", "value", "content") if isinstance(part.get(key), str)), None)
 
@@ -78,5 +85,5 @@ def alternate(*turns: Any, system: Any = "") -> list[Message]:
 
 
 def join_texts(*texts: Any) -> str:
-    """The texts with a blank line between them; blank ones and values that are not text are left out."""
-    return "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
+    """The texts (see `read_text`) with a blank line between them; blank ones are left out."""
+    return "\n\n".join(text for text in map(read_text, texts) if text.strip())

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
-from recipe.core.text import close_bars, say, snippet
+from recipe.core.text import close_bars, print_any_text, say, snippet
 
 INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
@@ -33,10 +34,12 @@ _PLANNED = (
 )
 _RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
 FIELDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("base.source", "corpus.source"),
     "convert": ("base.source", "base.path", "base.dtype"),
     "corpus": ("base.path", "corpus"),
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
+    "rehearse": (*_PLANNED, "runs", "train.epochs", "train.seed"),
     "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
@@ -105,11 +108,20 @@ def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
     return run.config(config.parse_set(args.set)), run
 
 
+# OpenMP's idle threads spin by default, and beside another program they spin while the working thread waits for a core:
+# a step then takes twice as long. Read when torch is imported, so it is set before.
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def entry(main: Callable[[], int]) -> int:
     """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit.
 
     Only defects of the recipe itself end in a traceback.
     """
+    print_any_text()
+    os.environ.setdefault(*WAITING)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     except RecipeError as error:

@@ -39,7 +39,7 @@ class Source:
 
     path: str = opt(
         "",
-        "raw conversations: a JSON, JSON Lines or Parquet file, or a folder that `datasets` saved",
+        "raw conversations: a JSON, JSON Lines, CSV or Parquet file, or a folder that `datasets` saved",
         hashed=False,
         kind="file",
     )
@@ -201,7 +201,10 @@ class Evaluate:
     )
     max_new_tokens: int = opt(96, "maximum answer length in tokens", low=1, high=100_000)
     instructions: bool = opt(False, "also ask 60 prompts whose answers are judged by rules")
-    texts: tuple[str, ...] = opt((), "text files for which bits per byte are computed", hashed=False)
+    judge: bool = opt(False, "also answer 80 open questions, to be compared by people or a judge model")
+    texts: tuple[str, ...] = opt(
+        (), "files of text or of conversations for which perplexity and bits per byte are computed", hashed=False
+    )
     choices: tuple[str, ...] = opt(
         (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
     )

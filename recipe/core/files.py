@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,17 @@ def _locked(path: Path, busy: str) -> IO[str]:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # its owner removed it between opening and locking
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock on `path` (see `lock_file`). Takes no lock itself."""
+    question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
+    try:
+        with open(path, "rb") as file:
+            kind, *_ = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, question))
+    except OSError:
+        return False
+    return kind != fcntl.F_UNLCK
 
 
 def check_folder(path: Path, stage: str | None = None) -> None:

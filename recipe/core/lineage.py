@@ -11,17 +11,20 @@ from recipe.core.config import Config
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, list_unlisted
 from recipe.core.manifest import differences, hash_inputs, read_manifest, verify
-from recipe.core.run import RECORDS, Run, records_problems
+from recipe.core.run import EVAL_PARTS, RECORDS, Run, records_problems
 from recipe.core.text import printable, snippet
 
+OWN = (RECORDS, EVAL_PARTS)  # of a run; its other files are in a manifest
 # Parts of a manifest -> in words, and whether a difference can change a result.
 PARTS = {
     "config": ("config", "yes"),
     "data": ("data", "yes"),
     "weights": ("weights", "yes"),
     "code": ("code", "perhaps: compare the versions"),
-    "environment": ("environment", "perhaps: another library or machine may round differently"),
+    "environment": ("environment", "perhaps: another library may round differently"),
+    "hardware": ("hardware", "perhaps in the last bits: another CPU, GPU or number of threads adds in another order"),
 }
+THREADS = "results.threads:"  # of a run, in its results
 
 
 def verify_all(folder: Path) -> list[str]:
@@ -41,7 +44,7 @@ def verify_all(folder: Path) -> list[str]:
 def _list_uncovered(folder: Path, nested: list[Path]) -> Iterator[str]:
     """Files that neither the manifest, the records of a run, nor the manifest of an inner artefact list."""
     inner = {path.relative_to(folder).as_posix(): set(list_unlisted(path)) for path in nested}
-    recorded = {*Run(folder).records(), RECORDS}
+    recorded = {*Run(folder).records(), *OWN}
     for name in list_unlisted(folder):
         owner = next((prefix for prefix in inner if name.startswith(f"{prefix}/")), None)
         if owner is not None and name.removeprefix(f"{owner}/") not in inner[owner]:
@@ -127,7 +130,7 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[st
     found: dict[str, list[str]] = {}
     for line in differences(one, two):
         part, _, rest = line.partition(".")
-        part = part.partition(":")[0]
+        part = "hardware" if line.startswith(THREADS) else part.partition(":")[0]
         if part == "inputs":
             part = "weights" if rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
             if rest.startswith(("tokenizer", "special_tokens")) or rest.split(":")[0].endswith(

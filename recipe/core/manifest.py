@@ -1,7 +1,7 @@
-"""Every artefact has a manifest.json: inputs, outputs, config, code, environment, results.
+"""Every artefact has a manifest.json: inputs, outputs, config, code, environment, hardware, results.
 
 A stage is done if its manifest matches *and every hash in it matches*. A manifest has no time of day, host name or
-absolute path, so the same work on another machine leaves the same bytes. It ends with a sha256 of its own content.
+absolute path, so the same work in another place leaves the same bytes. It ends with a sha256 of its own content.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST, atomic_file, digest, list_files, remove_leftovers, sha256
 from recipe.core.text import printable, say, snippet
-from recipe.core.versions import code_sha256, environment
+from recipe.core.versions import code_sha256, environment, hardware
 
 OWN_DIGEST = "sha256"  # of the manifest without this key
 
@@ -51,7 +51,7 @@ def build_manifest(
     results: Mapping[str, Any],
     outputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A manifest as plain values, with this code and environment."""
+    """A manifest as plain values, with this code, environment and hardware."""
     return {
         "stage": stage,
         "config": dict(config),
@@ -59,6 +59,7 @@ def build_manifest(
         "outputs": dict(outputs),
         "code": code_sha256(),
         "environment": environment(),
+        "hardware": hardware(),
         "results": dict(results),
     }
 

@@ -3,9 +3,12 @@
 runs/<name>/latest -> <id>
 runs/<name>/<id>/
   config.toml manifest.json metrics.jsonl tensorboard/ matmul.json failed_batch.json
-  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/  eval.json  exports.json  samples.md
+  checkpoints/checkpoint-*/  adapter/  merged/  merged-<format>/
+  eval.json  eval-losses.jsonl  samples.md  exports.json  comparisons.jsonl  vote.html  votes.json
+  report.html  report.md
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from recipe.core.manifest import build_manifest, check_file, hash_files, read_ma
 
 LATEST = "latest"
 RECORDS = "records.json"  # hashes of the files of a run that differ between machines: paths, times
+SCORES = ("loss", "perplexity", "bits_per_byte")  # of each model in eval.json
+EVAL_PARTS = ".eval-parts.jsonl"
 # when training ends; evaluation adds its own
 RECORDED = ("config.toml", "metrics.jsonl", "tensorboard", "matmul.json", "failed_batch.json")
 
@@ -113,6 +118,31 @@ class Run:
     def samples(self) -> Path:
         return self.folder / "samples.md"
 
+    @property
+    def eval_losses(self) -> Path:
+        """The losses of every validation conversation, a line each."""
+        return self.folder / "eval-losses.jsonl"
+
+    @property
+    def eval_parts(self) -> Path:
+        """Finished parts of an evaluation, each verified by its own digest."""
+        return self.folder / EVAL_PARTS
+
+    @property
+    def comparisons(self) -> Path:
+        """Pairs of answers, blind, for people or a judge model."""
+        return self.folder / "comparisons.jsonl"
+
+    @property
+    def vote_page(self) -> Path:
+        """The page on which a person compares the answers."""
+        return self.folder / "vote.html"
+
+    @property
+    def votes(self) -> Path:
+        """The result of the votes."""
+        return self.folder / "votes.json"
+
     def merged(self, to: str = "hf") -> Path:
         """The merged weights in the format `to`."""
         return self.folder / ("merged" if to == "hf" else f"merged-{to}")
@@ -144,6 +174,25 @@ class Run:
         """Raises RecipeError if the file is not as recorded."""
         for problem in records_problems(self.folder, name):
             raise RecipeError(f"{problem}; restore it, or run the stage that wrote it again")
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The content of eval.json; None if the run was not evaluated.
+
+        Raises RecipeError if it is not as recorded, or has another shape than this version writes.
+        """
+        if not self.eval_json.is_file():
+            return None
+        self.check_recorded(self.eval_json.name)
+        try:
+            result: dict[str, Any] = json.loads(self.eval_json.read_text(encoding="utf-8"))
+            numbers = [result[model][key] for model in ("base", "tuned") for key in SCORES]
+            texts = [answer[key] for answer in result["answers"] for key in ("question", "base", "tuned")]
+            texts.append(result["provenance"]["inputs"]["run"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            numbers, texts = [""], []
+        if not all(type(number) is float for number in numbers) or not all(isinstance(text, str) for text in texts):
+            raise RecipeError(f"{self.eval_json} is not an evaluation of this version: remove it and evaluate again")
+        return result
 
     def begin(self, config: Config) -> None:
         """Write the resolved config, which replays the run, and point `latest` here."""

@@ -1,6 +1,7 @@
 """Text for people: messages and progress on stderr, results on stdout, tables, untrusted text made printable."""
 
 import contextlib
+import io
 import json
 import sys
 import weakref
@@ -32,7 +33,14 @@ def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
     """Print the result on stdout: `text` for a person, or one JSON object."""
     if _muted_as:
         return
-    print(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else text)
+    ascii_only = getattr(sys.stdout, "encoding", None) not in ("utf-8", "UTF-8")
+    print(json.dumps(result, ensure_ascii=ascii_only, sort_keys=True) if as_json else text)
+
+
+def print_any_text() -> None:
+    """Let stdout print characters that its encoding lacks as escapes, as stderr does: LC_ALL=C must not end a stage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which code and which packages made an artefact."""
+"""Which code, which packages and which hardware made an artefact."""
 
 import functools
 import platform
@@ -24,6 +24,8 @@ PACKAGES = (
     "rensa",
 )
 
+GPUS = Path("/proc/driver/nvidia/gpus")  # what the driver says, without any library
+
 
 @functools.cache
 def code_sha256() -> str:
@@ -43,6 +45,27 @@ def environment() -> dict[str, str]:
         "lock": sha256(lock) if lock.is_file() else "",
         **versions,
     }
+
+
+@functools.cache
+def hardware() -> dict[str, str]:
+    """What else can change the last bits of a result: the CPU, its vector instructions, the GPUs. Empty: unknown."""
+    cpu = _read_fields(Path("/proc/cpuinfo"))
+    flags = cpu.get("flags", "").split()
+    return {
+        "cpu": cpu.get("model name", ""),
+        "vectors": next((name for name in ("avx512f", "avx2", "avx", "sse2") if name in flags), ""),
+        "gpu": ", ".join(sorted(_read_fields(file).get("Model", "") for file in GPUS.glob("*/information"))),
+    }
+
+
+def _read_fields(path: Path) -> dict[str, str]:
+    """`name: value` lines up to the first empty line; empty where there is no such file."""
+    try:
+        block = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())}
 
 
 def _version(package: str) -> str:

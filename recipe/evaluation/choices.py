@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import render
-from recipe.conversations.tokens import encode
+from recipe.conversations.tokens import encode, encoders
 from recipe.core.errors import RecipeError
 from recipe.core.text import snippet
 from recipe.evaluation.texts import Sample
@@ -77,11 +77,11 @@ def _index(answer: Any, texts: list[str], labels: list[Any]) -> int:
     raise ValueError(f"found the answer {snippet(text, 40)!r}, which is not a choice")
 
 
-def samples(tokenizer: Any, template: str, questions: Sequence[Question]) -> list[Sample]:
+def samples(tokenizer: Any, template: str, questions: Sequence[Question], limit: int) -> list[Sample]:
     """One sample for each choice of each question, in order: the choice as the answer, a loss on it alone.
 
     The end of the answer is not scored: a choice must not win because it looks finished. Raises RecipeError where a
-    choice has no tokens.
+    choice has no tokens, or where a question with a choice exceeds `limit` tokens.
     """
     out = []
     for item in questions:
@@ -90,9 +90,14 @@ def samples(tokenizer: Any, template: str, questions: Sequence[Question]) -> lis
             ids, labels = encode(tokenizer, pieces)
             last = max((at for at, label in enumerate(labels) if label != -100), default=-1)
             labels = [*labels[:last], -100, *labels[last + 1 :]] if last >= 0 else labels
-            if all(label == -100 for label in labels[1:]):
+            if not encoders(tokenizer).ids(choice, leading=False) or all(label == -100 for label in labels[1:]):
                 raise RecipeError(f"the choice {snippet(choice, 40)!r} has no tokens: the question cannot be scored")
-            out.append(Sample(ids, labels, len(choice.encode("utf-8", "replace"))))
+            if len(ids) > limit:
+                raise RecipeError(
+                    f"the question {snippet(item.question, 40)!r} has {len(ids)} tokens, expected at most "
+                    f"train.micro_batch_tokens = {limit}: shorten it, or pass --set train.micro_batch_tokens=N"
+                )
+            out.append(Sample.of(ids, labels, choice))
     return out
 
 

@@ -64,12 +64,12 @@ def judge(
 
 def score(export: Export, data: Packs) -> Losses:
     """The nats of every trained token of every sample in `data`, one decoder layer in memory at a time."""
-    out: Losses = [[] for _ in range(sum(map(len, data.packs)))]
+    out: Losses = [np.empty(0, np.float32)] * sum(map(len, data.packs))
     packs = [data[number] for number in range(len(data.packs))]
     found = stream_token_nll(export.config, export.tensors, packs, default_device(), export.deltas, export.name)
     for numbers, losses in zip(data.packs, found, strict=True):
         for number, values in zip(numbers, losses, strict=True):
-            out[number] = values
+            out[number] = np.array(values, np.float32)
     return out
 
 
@@ -99,7 +99,7 @@ def _by_conversation(losses: Losses, conversations: Sequence[str]) -> Iterator[l
     """Summed nats of each conversation, then its number of trained tokens."""
     nats, tokens = dict.fromkeys(conversations, 0.0), dict.fromkeys(conversations, 0)
     for name, values in zip(conversations, losses, strict=True):
-        nats[name] += sum(values)
+        nats[name] += float(values.sum(dtype=np.float64))
         tokens[name] += len(values)
     yield list(nats.values())
     yield list(tokens.values())

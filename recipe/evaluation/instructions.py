@@ -54,11 +54,9 @@ def follows(instruction: Instruction, answer: str, loose: bool = False) -> bool:
     )
 
 
-def accuracy(instructions: Iterable[Instruction], answers: Iterable[str]) -> dict[str, float]:
-    """The shares of followed prompts: {"strict": ..., "loose": ..., "prompts": how many}."""
-    pairs = list(zip(instructions, answers, strict=True))
-    strict, loose = (sum(follows(item, answer, mode) for item, answer in pairs) for mode in (False, True))
-    return {"strict": strict / len(pairs), "loose": loose / len(pairs), "prompts": len(pairs)}
+def followed(instructions: Iterable[Instruction], answers: Iterable[str], loose: bool) -> list[int]:
+    """Whether each answer follows its prompt: 1 or 0."""
+    return [int(follows(item, answer, loose)) for item, answer in zip(instructions, answers, strict=True)]
 
 
 def _variants(answer: str) -> Iterator[str]:

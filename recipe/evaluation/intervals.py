@@ -3,6 +3,7 @@
 Conversations are drawn with replacement, the same ones for base and tuned, so that what is hard for both cancels out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +51,9 @@ def ratio(base: Values, tuned: Values, weights: Values, seed: int = 0) -> Paired
         raise ValueError(
             f"found {len(base)}, {len(tuned)} and {len(weights)} values, expected as many of each and some weight"
         )
-    drawn = _drawn(len(base), seed)
-    totals = drawn @ weights
-    drawn, totals = drawn[totals > 0], totals[totals > 0]
-    samples = [drawn @ values / totals for values in (base, tuned)]
+    drawn = np.concatenate([part @ np.stack([base, tuned, weights], axis=1) for part in _drawn(len(base), seed)])
+    drawn = drawn[drawn[:, 2] > 0]
+    samples = [drawn[:, column] / drawn[:, 2] for column in (0, 1)]
     point = [float(values.sum() / weights.sum()) for values in (base, tuned)]
     return Paired(
         _interval(point[0], samples[0]),
@@ -62,10 +62,13 @@ def ratio(base: Values, tuned: Values, weights: Values, seed: int = 0) -> Paired
     )
 
 
-def _drawn(count: int, seed: int) -> Values:
-    """How often each of `count` conversations is in each resample: [RESAMPLES, count]."""
+def _drawn(count: int, seed: int) -> Iterator[Values]:
+    """How often each of `count` conversations is in each resample, [RESAMPLES, count] in parts of some 16 MB."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+    odds = np.full(count, 1 / count)
+    rows = max(1, 2_000_000 // count)
+    for start in range(0, RESAMPLES, rows):
+        yield generator.multinomial(count, odds, size=min(rows, RESAMPLES - start)).astype(np.float64)
 
 
 def _interval(value: float, samples: Values) -> Interval:

@@ -1,13 +1,20 @@
 """Losses of base and tuned model with intervals: in all, by source, by language and by position in the conversation."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from recipe.conversations.cleaning.filters import language
+from recipe.conversations.messages import Message
 from recipe.evaluation.intervals import Paired, ratio
+
+Nats = npt.NDArray[np.float32]
 
 LEAST = 5  # conversations: of fewer, an interval says nothing
 LAST_POSITION = 4  # answers from here on share a row
@@ -17,8 +24,8 @@ LAST_POSITION = 4  # answers from here on share a row
 class Scored:
     """A validation sample with the negative log-likelihood (nats) of each of its trained tokens.
 
-    `turns`: for each trained token, which answer of the sample it belongs to, from 1. `bytes`: UTF-8 bytes of the
-    trained answers.
+    `turns`: for each trained token, which answer of the conversation it belongs to, from 1. `bytes`: UTF-8 bytes of
+    the trained answers.
     """
 
     conversation: str
@@ -26,8 +33,27 @@ class Scored:
     language: str
     bytes: int
     turns: Sequence[int]
-    base: Sequence[float]
-    tuned: Sequence[float]
+    base: Nats
+    tuned: Nats
+
+
+def read_scored(
+    file: Path, labels: Iterable[Sequence[int]], base: Iterable[Nats], tuned: Iterable[Nats]
+) -> list[Scored]:
+    """Each sample of val.jsonl, in order, with its losses and with what they are grouped by."""
+    out = []
+    answered: Counter[str] = Counter()  # answers in the earlier samples of a conversation that was split
+    with open(file, encoding="utf-8") as lines:
+        for line, row, from_base, from_tuned in zip(lines, labels, base, tuned, strict=True):
+            record = json.loads(line)
+            messages = [Message(**message) for message in record["messages"]]
+            answers = [message.content for message in messages if message.role == "assistant" and message.trained]
+            name, source = str(record["id"]).partition("#")[0], str(record.get("source", ""))
+            turns = [answered[name] + number for number in turn_numbers(row)]
+            answered[name] += sum(message.role == "assistant" for message in messages)
+            size = sum(len(answer.encode()) for answer in answers)
+            out.append(Scored(name, source, language(messages), size, turns, from_base, from_tuned))
+    return out
 
 
 def turn_numbers(labels: Sequence[int], ignored: int = -100) -> list[int]:
@@ -59,9 +85,9 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
 
 def _only(item: Scored, position: int) -> Scored:
     """The sample's tokens of the answers at one position."""
-    kept = [at for at, turn in enumerate(item.turns) if min(turn, LAST_POSITION) == position]
-    turns, base, tuned = ([values[at] for at in kept] for values in (item.turns, item.base, item.tuned))
-    return Scored(item.conversation, item.source, item.language, item.bytes, turns, base, tuned)  # type: ignore[arg-type]
+    kept = np.minimum(item.turns, LAST_POSITION) == position
+    turns = np.array(item.turns)[kept].tolist()
+    return Scored(item.conversation, item.source, item.language, item.bytes, turns, item.base[kept], item.tuned[kept])
 
 
 def _position(turn: int) -> str:
@@ -83,13 +109,26 @@ def _rows(scored: Iterable[Scored], key: Callable[[Scored], str]) -> list[dict[s
 
 def _paired(scored: Iterable[Scored], weigh: Callable[[Scored], float]) -> Paired:
     """Nats over weights, drawn by whole conversations: the samples of one are not independent of each other."""
+    base, tuned, weights = np.array([totals for _, totals in _totals(scored, weigh)]).T
+    return ratio(base, tuned, weights)
+
+
+def _totals(scored: Iterable[Scored], weigh: Callable[[Scored], float]) -> Iterator[tuple[str, list[float]]]:
+    """(conversation, [nats of base, nats of tuned, weight]) of every conversation."""
     totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for item in scored:
         total = totals[item.conversation]
-        for index, value in enumerate((sum(item.base), sum(item.tuned), weigh(item))):
+        nats = (float(losses.sum(dtype=np.float64)) for losses in (item.base, item.tuned))
+        for index, value in enumerate((*nats, weigh(item))):
             total[index] += value
-    base, tuned, weights = np.array(list(totals.values())).T
-    return ratio(base, tuned, weights)
+    yield from totals.items()
+
+
+def lines(scored: Sequence[Scored]) -> Iterator[str]:
+    """A JSON line for each conversation: id, trained tokens, nats of base and tuned. Two runs are compared by them."""
+    for name, (base, tuned, tokens) in _totals(scored, lambda item: len(item.base)):
+        row = {"id": name, "tokens": int(tokens), "base": base, "tuned": tuned}
+        yield json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def _plain(paired: Paired, bounds: bool = True) -> dict[str, Any]:

@@ -1,35 +1,50 @@
-"""Plain texts as samples, and the forgetting probe: text that no corpus holds and every machine has.
+"""Plain texts and files of conversations as samples, and the forgetting probe: text that no corpus holds.
 
-The probe's text is Python's own help topics (`pydoc_data.topics`): English prose and code of half a megabyte, whose
-digest goes into the result. If a model has forgotten what it knew, its bits per byte there rise.
+The probe's text is Python's own help topics (`pydoc_data.topics`), which every machine has: English prose and code of
+half a megabyte, whose digest goes into the result. If a model has forgotten what it knew, its bits per byte there rise.
 """
 
+import bisect
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.conversations.templates import Span, Special
-from recipe.conversations.tokens import encode
+import numpy as np
+import numpy.typing as npt
+
+from recipe.conversations.cleaning.roles import in_turn
+from recipe.conversations.formats import detect
+from recipe.conversations.messages import Conversation, Message
+from recipe.conversations.templates import Span, Special, render
+from recipe.conversations.tokens import IGNORED, encode
 from recipe.core.errors import RecipeError
+from recipe.core.text import say
 
 PASSAGE = 1200  # characters: some 300 tokens, which fit into every context
 PROBE_PASSAGES = 24  # some 8,000 tokens: half a minute for a small model on two cores
+CONVERSATIONS = {".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv"}  # a folder is one, too
 _PARAGRAPH = re.compile(r"\n\s*\n")
+Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids and labels (-100 where there is no loss) of one thing to score, and what it spells.
+    """Token ids and labels (-100 where there is no loss), int32 [tokens], of one thing to score, and what it spells.
 
     `bytes` counts the UTF-8 bytes of the text under the loss, a denominator that no tokenizer changes.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Ids
+    labels: Ids
     bytes: int
+
+    @classmethod
+    def of(cls, ids: Sequence[int], labels: Sequence[int], text: str) -> "Sample":
+        """The sample of these lists; `text` is what is under the loss."""
+        return cls(np.array(ids, np.int32), np.array(labels, np.int32), len(text.encode("utf-8", "replace")))
 
 
 def passages(text: str, characters: int = PASSAGE) -> list[str]:
@@ -43,13 +58,38 @@ def passages(text: str, characters: int = PASSAGE) -> list[str]:
     return out
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[Sample]:
-    """Each text as one sample behind the tokenizer's BOS, a loss on all of it."""
-    out = []
-    for text in texts:
-        ids, labels = encode(tokenizer, [Special("bos", trained=False), Span(text, trained=True)])
-        out.append(Sample(ids, labels, len(text.encode("utf-8", "replace"))))
-    return out
+def encode_texts(tokenizer: Any, texts: Iterable[str], limit: int) -> list[Sample]:
+    """Each text as one sample behind the tokenizer's BOS, a loss on all of it; in halves where it exceeds `limit`
+    tokens."""
+    return [sample for text in texts for sample in _encode_text(tokenizer, text, limit)]
+
+
+def _encode_text(tokenizer: Any, text: str, limit: int) -> Iterator[Sample]:
+    ids, labels = encode(tokenizer, [Special("bos", trained=False), Span(text, trained=True)])
+    if len(ids) > limit and len(text) > 1:
+        for half in (text[: len(text) // 2], text[len(text) // 2 :]):
+            yield from _encode_text(tokenizer, half, limit)
+    elif any(label != IGNORED for label in labels[1:]):
+        yield Sample.of(ids, labels, text)
+
+
+def is_conversations(path: Path) -> bool:
+    """Whether the file is read as conversations, by its name; any other file is text."""
+    return path.is_dir() or any(suffix.lower() in CONVERSATIONS for suffix in path.suffixes)
+
+
+def encode_path(path: Path, tokenizer: Any, template: str, limit: int) -> list[Sample]:
+    """The samples of a text, or of conversations in any known format, in which only the answers are scored.
+
+    Raises RecipeError where the file is missing, empty, in an unknown form, or holds nothing to score.
+    """
+    if not is_conversations(path):
+        samples = encode_texts(tokenizer, read_text(path), limit)
+    else:
+        samples = list(encode_conversations(path, tokenizer, template, limit))
+    if not samples:
+        raise RecipeError(f"{path} holds nothing that can be scored: pass a file with text, or with answered questions")
+    return samples
 
 
 def read_text(path: Path) -> list[str]:
@@ -63,6 +103,38 @@ def read_text(path: Path) -> list[str]:
     if not found:
         raise RecipeError(f"{path} is empty: pass a file with some text")
     return found
+
+
+def encode_conversations(path: Path, tokenizer: Any, template: str, limit: int) -> Iterator[Sample]:
+    """Each conversation as one sample, with a loss on the answers; what exceeds `limit` tokens is left out.
+
+    Records that are no conversation, and conversations whose first answer begins beyond the limit, are counted.
+    """
+    cut = skipped = 0
+    for item in detect.read(path):
+        messages = in_turn(item.messages)[0] if isinstance(item, Conversation) else []
+        kept = _shorten(messages, tokenizer, template, limit)
+        cut += len(kept) < len(messages) and bool(kept)
+        skipped += not kept
+        if kept:
+            ids, labels = encode(tokenizer, render(template, kept))
+            yield Sample.of(ids, labels, "".join(turn.content for turn in kept if _is_scored(turn)))
+    if cut or skipped:
+        say(f"{path}: {cut} conversations were cut to {limit} tokens, {skipped} records had nothing to score")
+
+
+def _shorten(messages: list[Message], tokenizer: Any, template: str, limit: int) -> list[Message]:
+    """The conversation up to the last answer that fits into `limit` tokens; empty if there is none to score."""
+    ends = [at + 1 for at, message in enumerate(messages) if message.role == "assistant"]
+    fitting = bisect.bisect_right(
+        ends, limit, key=lambda end: len(encode(tokenizer, render(template, messages[:end]))[0])
+    )
+    kept = messages[: ends[fitting - 1]] if fitting else []
+    return kept if any(map(_is_scored, kept)) else []
+
+
+def _is_scored(message: Message) -> bool:
+    return message.role == "assistant" and message.trained
 
 
 def probe() -> tuple[list[str], str]:

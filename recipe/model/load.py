@@ -10,6 +10,7 @@ from torch import nn
 from recipe.checkpoints import safetensors
 from recipe.core.errors import RecipeError
 from recipe.core.manifest import check_intact
+from recipe.core.text import snippet
 from recipe.model import quantized
 from recipe.pascal.attention import packed_attention
 
@@ -30,11 +31,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer beside the converted weights. Raises RecipeError if `path` is not a converted model."""
+    """The tokenizer beside the converted weights. Raises RecipeError if it is missing or damaged."""
     from transformers import AutoTokenizer
 
     check_folder(path)
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # of any class: transformers and tokenizers do not name what they raise
+        reason = snippet(error, 100)
+        raise RecipeError(f"the tokenizer files in {path} cannot be read ({reason}): convert or merge again") from None
 
 
 def verify_base(path: Path, precision: str) -> Path | None:
@@ -81,7 +86,7 @@ def load_base(path: Path, precision: str, device: torch.device, copy: Path | Non
                 _restore(model, name, tensors, precision, dtype, device)
         else:
             for name, tensor in read_tensors(path):
-                _place(model, name, tensor, precision, dtype, device)
+                place_tensor(model, name, tensor, precision, dtype, device)
     except (AttributeError, ValueError) as error:
         raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
     model.tie_weights()
@@ -125,7 +130,7 @@ def check_folder(path: Path) -> None:
         raise RecipeError(f"{path} is not a converted model (no config.json): run `python -m recipe.convert` first")
 
 
-def _place(
+def place_tensor(
     model: nn.Module, name: str, tensor: torch.Tensor, precision: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Put one tensor into the model, quantized if `precision` says so. Raises ValueError on a wrong shape."""
@@ -153,7 +158,7 @@ def _restore(
         _replace(model, name, quantized.restored(tensors, precision, device, dtype))
     else:
         for leaf, tensor in tensors.items():
-            _place(model, f"{name}.{leaf}", tensor, precision, dtype, device)
+            place_tensor(model, f"{name}.{leaf}", tensor, precision, dtype, device)
 
 
 def _is_quantized(model: nn.Module, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Checks and benchmarks on this device: int8, attention and fp16 accumulation. Takes seconds, needs torch alone."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -91,6 +92,33 @@ def benchmark_gemm(device: torch.device, shapes: Iterable[tuple[int, int]], toke
     Raises RuntimeError if cuBLAS refuses the call or the GPU has too little memory.
     """
     return [_benchmark_layer(device, fan_in, fan_out, tokens) for fan_in, fan_out in sorted(shapes)]
+
+
+@dataclass(frozen=True)
+class MatmulRate:
+    """TFLOP/s of a layer's forward and backward matmul; fp16 accumulation only where it runs (CUDA)."""
+
+    fan_in: int
+    fan_out: int
+    fp32_tflops: float
+    fp16_tflops: float | None
+    fp16_error: float | None
+
+
+def matmul_rate(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> MatmulRate:
+    """The rate of a frozen layer with `tokens` rows: in fp16 on a GPU, with both accumulations; in fp32 on a CPU."""
+    work = 4 * tokens * fan_in * fan_out / 1e9  # of both matmuls, in FLOP per millisecond and TFLOP/s
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # cuBLAS refuses fp16 accumulation
+            found = _benchmark_layer(device, fan_in, fan_out, tokens)
+            return MatmulRate(fan_in, fan_out, work / found.fp32_ms, work / found.fp16_ms, found.error)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    weight, x, grad = (
+        torch.zeros(shape, dtype=dtype, device=device)
+        for shape in ((fan_out, fan_in), (tokens, fan_in), (tokens, fan_out))
+    )
+    milliseconds = median_milliseconds(torch.matmul, [(x, weight.t()), (grad, weight)])
+    return MatmulRate(fan_in, fan_out, work / milliseconds, None, None)
 
 
 def _benchmark_layer(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> GemmBenchmark:

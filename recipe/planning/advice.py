@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recipe.core.config import Config
+from recipe.planning.cards import P100, Card
 from recipe.planning.memory import Shape
 from recipe.planning.sizing import plan_shape
 
@@ -14,14 +15,14 @@ PRECISIONS = ("fp32", "fp16", "int8", "nf4")  # in decreasing order of memory
 LEAST_RANK, LEAST_LENGTH = 8, 256  # smaller adapters or shorter conversations are never advised
 
 
-def advise(config: Config, shape: Shape) -> str:
+def advise(config: Config, shape: Shape, card: Card = P100) -> str:
     """Up to two alternative changes that each suffice; else the fewest and mildest that suffice together."""
     kinds = list(list_changes(config))
     for allowed in (kinds[:-1], kinds):  # shorter conversations only if nothing else suffices
-        alone = [next((change for change in options if fits(config, shape, change)), None) for options in allowed]
+        alone = [next((change for change in options if fits(config, shape, change, card)), None) for options in allowed]
         if enough := [format_change(change) for change in alone if change]:
             return f"set {', or '.join(enough[:2])}"
-        if together := combine(config, shape, allowed):
+        if together := combine(config, shape, allowed, card):
             return f"set {format_change(together)}"
     return "no setting makes it fit: use a smaller base"
 
@@ -48,15 +49,15 @@ def halvings(value: int, least: int) -> list[int]:
     return out
 
 
-def combine(config: Config, shape: Shape, kinds: list[list[Change]]) -> Change | None:
+def combine(config: Config, shape: Shape, kinds: list[list[Change]], card: Card = P100) -> Change | None:
     """One change that suffices: the strongest of every kind, then weakened kind by kind as far as it still fits."""
     chosen = [options[-1] if options else {} for options in kinds]
-    if not fits(config, shape, merge(chosen)):
+    if not fits(config, shape, merge(chosen), card):
         return None
     for kind, options in reversed(list(enumerate(kinds))):  # the strongest kind is weakened first
         for milder in ({}, *options):
             trial = [*chosen[:kind], milder, *chosen[kind + 1 :]]
-            if fits(config, shape, merge(trial)):
+            if fits(config, shape, merge(trial), card):
                 chosen = trial
                 break
     return merge(chosen)
@@ -66,9 +67,9 @@ def merge(chosen: list[Change]) -> Change:
     return {key: value for change in chosen for key, value in change.items()}
 
 
-def fits(config: Config, shape: Shape, change: Change) -> bool:
-    """Whether the largest step of the changed config fits a P100."""
-    return plan_shape(apply_change(config, change), shape).fits
+def fits(config: Config, shape: Shape, change: Change, card: Card = P100) -> bool:
+    """Whether the largest step of the changed config fits the GPU."""
+    return plan_shape(apply_change(config, change), shape, card.budget, half=card.half).fits
 
 
 def apply_change(config: Config, change: Change) -> Config:

@@ -66,11 +66,12 @@ class Step:
     # A CPU copies where it casts, stores the dropout mask as numbers and, for short sequences, the attention matrix.
     cuda: bool = True
     fp16_accumulation: bool = False  # the frozen int8 layers multiply as gemm.py does
+    fp16_arithmetic: bool = True  # a GPU without it computes in fp32
 
     @property
     def half(self) -> bool:
         """Whether the step runs under autocast to 16 bits: on a GPU; on a CPU this recipe computes in fp32."""
-        return self.cuda
+        return self.cuda and self.fp16_arithmetic
 
     @property
     def width(self) -> int:

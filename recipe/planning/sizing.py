@@ -13,8 +13,12 @@ from recipe.planning.hardware import P100_BUDGET
 from recipe.planning.memory import Estimate, Shape, Step, estimate_memory, fewest_recomputed
 
 CPU_WEIGHTS = 1e9  # a larger base may fit into the memory of a large machine, but a step on a CPU takes minutes
-# (hidden, intermediate, layers, heads, key-value heads, vocabulary) of the bases that this recipe is meant for
-KNOWN = {"7b": (4096, 11008, 32, 32, 32, 32000), "13b": (5120, 13824, 40, 40, 40, 32000)}
+# The bases that this recipe is meant for, and that of the demo.
+KNOWN = {
+    "7b": Shape(4096, 11008, 32, 32, 32, 32000),
+    "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    "135m": Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,12 @@ class MemoryPlan:
         return fewest_recomputed(self.shape, self.step, self.budget)
 
 
-def plan_memory(config: Config, budget: int = P100_BUDGET, cuda: bool = True, size: str | None = None) -> MemoryPlan:
+def plan_memory(
+    config: Config, budget: int = P100_BUDGET, cuda: bool = True, size: str | None = None, half: bool = True
+) -> MemoryPlan:
     """The memory plan of `config` on a device with `budget` bytes for a step; `size` names a known shape.
+
+    half: whether a GPU computes in fp16.
 
     Raises UsageError: an unknown shape, a target module or a number of layers that the base does not have, numbers
     that contradict each other. RecipeError: a config.json that is not a LLaMA's.
@@ -47,19 +55,24 @@ def plan_memory(config: Config, budget: int = P100_BUDGET, cuda: bool = True, si
     check_numbers(config)
     shape, origin = read_shape(config, size)
     check_targets(config, shape)
-    return plan_shape(config, shape, budget, cuda, origin)
+    return plan_shape(config, shape, budget, cuda, origin, half)
 
 
 def plan_shape(
-    config: Config, shape: Shape, budget: int = P100_BUDGET, cuda: bool = True, origin: str = ""
+    config: Config,
+    shape: Shape,
+    budget: int = P100_BUDGET,
+    cuda: bool = True,
+    origin: str = "",
+    half: bool = True,
 ) -> MemoryPlan:
     """`plan_memory` for a shape that is already known, without its checks."""
-    step = build_step(config, cuda)
+    step = build_step(config, cuda, half)
     recomputed = resolve_recompute(config, shape, step, budget)
     return MemoryPlan(shape, origin, step, recomputed, estimate_memory(shape, step, recomputed), budget)
 
 
-def build_step(config: Config, cuda: bool = True) -> Step:
+def build_step(config: Config, cuda: bool = True, half: bool = True) -> Step:
     """The largest step of the run: a full pack with a loss at every position."""
     return Step(
         tokens=config.train.micro_batch_tokens,
@@ -71,6 +84,7 @@ def build_step(config: Config, cuda: bool = True) -> Step:
         optimizer=config.train.optimizer,
         cuda=cuda,
         fp16_accumulation=cuda and config.train.matmul_accumulation == "fp16",
+        fp16_arithmetic=half,
     )
 
 
@@ -101,7 +115,7 @@ def read_shape(config: Config, size: str | None = None) -> tuple[Shape, str]:
     if named is None:
         raise UsageError(f"{path} does not exist, so its shape is unknown: convert it first, or pass --shape 7b or 13b")
     origin = f"a LLaMA of {named.upper()}" + ("" if size else f", by the name of base.path = {path}: not converted yet")
-    return Shape(*KNOWN[named]), origin
+    return KNOWN[named], origin
 
 
 def _parse_shape(file: Path) -> Shape:

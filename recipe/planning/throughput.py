@@ -1,4 +1,4 @@
-"""Time of a run by arithmetic: FLOP per token over the matmul rate that others measured on a P100."""
+"""Time of a run by arithmetic: FLOP per token over the matmul rate of a GPU."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from recipe.core.config import Config
 from recipe.core.errors import RecipeError
 from recipe.core.files import MANIFEST
 from recipe.core.manifest import read_manifest
-from recipe.planning.hardware import P100_FP16_TFLOPS, P100_TFLOPS
+from recipe.planning.cards import P100, Card
 from recipe.planning.sizing import MemoryPlan
 
 
@@ -46,14 +46,14 @@ class TimePlan:
         return [tokens / speed / 3600 for speed in self.tokens_per_second]
 
 
-def estimate_time(config: Config, memory: MemoryPlan, corpus: CorpusSize) -> TimePlan:
-    """FLOP per token from the shape and the number of recomputed layers, and speed at the rates of a P100."""
+def estimate_time(config: Config, memory: MemoryPlan, corpus: CorpusSize, card: Card = P100) -> TimePlan:
+    """FLOP per token from the shape and the number of recomputed layers, and speed at the rates of the GPU."""
     flop = count_flop(memory, config.corpus.max_length, corpus.trained_share)
-    slow, fast = (rate * 1e12 / sum(flop.values()) for rate in P100_TFLOPS)
+    slow, fast = (rate * 1e12 / sum(flop.values()) for rate in card.tflops)
     return TimePlan(
         flop_per_token=flop,
         tokens_per_second=(slow, fast),
-        fp16_tokens_per_second=_fp16_speed(flop) if config.train.matmul_accumulation == "fp16" else None,
+        fp16_tokens_per_second=_fp16_speed(flop, card) if config.train.matmul_accumulation == "fp16" else None,
         corpus=corpus,
         epochs=config.train.epochs,
         max_length=config.corpus.max_length,
@@ -77,11 +77,13 @@ def count_flop(memory: MemoryPlan, max_length: int, trained_share: float) -> dic
     }
 
 
-def _fp16_speed(flop: dict[str, int]) -> float:
-    """Upper bound in tokens per second if all frozen layers reach the fp16 rate of the data sheet."""
+def _fp16_speed(flop: dict[str, int], card: Card) -> float | None:
+    """Upper bound in tokens per second if all frozen layers reach the data sheet's rate; None if there is no gain."""
+    if card.fp16_tflops is None:
+        return None
     frozen = flop["forward"] + flop["recompute"] + flop["backward"]
     rest = sum(flop.values()) - frozen
-    return 1e12 / (frozen / P100_FP16_TFLOPS + rest / max(P100_TFLOPS))
+    return 1e12 / (frozen / card.fp16_tflops + rest / max(card.tflops))
 
 
 def read_corpus_size(config: Config, tokens: int | None = None) -> CorpusSize:

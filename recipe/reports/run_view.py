@@ -5,155 +5,142 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.core import config as configs
-from recipe.core.manifest import differences, read_manifest
+from recipe.core.files import is_locked
+from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
-from recipe.reports import exports
-from recipe.reports.run_html import RunView, Table
-
-MODELS = ("base", "tuned")
-COLUMNS = (*MODELS, "difference")  # JSON files are sorted by key, so the order is named wherever it matters
+from recipe.reports import evaluation as numbers
+from recipe.reports.run_tables import corpus_tables, evaluation_tables, export_tables, training_tables, vote_tables
+from recipe.reports.view import RunView, Table, Tile
 
 
-def read_view(run: Run) -> RunView:
-    """The view of `run`. Parts that do not exist yet are left out."""
+def read_view(run: Run, plan: Sequence[Table] = ()) -> RunView:
+    """The view of `run`, with the tables of `plan`. Parts that do not exist yet are left out.
+
+    Raises RecipeError if eval.json was altered.
+    """
     manifest = read_manifest(run.folder) if run.manifest_file.is_file() else None
-    evaluation = _read_json(run.eval_json)
-    metrics = read_metrics(run.metrics)
-    tables = [*_evaluation_tables(evaluation), *_export_tables(_read_json(run.exports)), *_training_tables(manifest)]
+    exported = read_json(run.exports)
+    evaluation, votes, metrics = read_evaluation(run), read_json(run.votes), read_metrics(run.metrics)
+    votes = votes if votes.get("run") == evaluation.get("provenance", {}).get("inputs", {}).get("run") else {}
     return RunView(
         name=f"{run.folder.parent.name}/{run.folder.name}",
-        state=_state(manifest, metrics),
-        headline=headline(evaluation),
+        state=describe_state(run, metrics),
+        headline=numbers.headline(evaluation),
         metrics=metrics,
-        tables=tables,
+        warnings=tuple(numbers.warnings(evaluation)),
+        tiles=list_tiles(evaluation, metrics),
+        tables=[
+            *evaluation_tables(evaluation),
+            *vote_tables(votes),
+            *export_tables(exported),
+            *plan,
+            *training_tables(manifest),
+            *corpus_tables(run.config().corpus.path, manifest),
+        ],
         answers=evaluation.get("answers", ()),
-        facts=_facts(run, manifest),
+        facts=list_facts(manifest, evaluation),
+        replay=list_commands(run),
     )
+
+
+def read_evaluation(run: Run) -> dict[str, Any]:
+    """The run's eval.json; empty if there is none. Raises RecipeError if it was altered or is of another version."""
+    return run.evaluation() or {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl. A last line that is cut off, as while the run writes it, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
     return rows
 
 
-def headline(evaluation: Mapping[str, Any]) -> str:
-    """The outcome in a sentence."""
-    if not evaluation:
-        return "Not evaluated yet: run make evaluate."
-    base, tuned = (evaluation[name]["loss"] for name in MODELS)
-    text = f"Validation loss {base:.3f} before and {tuned:.3f} after"
-    if bounds := evaluation.get("intervals", {}).get("loss", {}).get("difference"):
-        text += f": a difference of {bounds[0]:.3f} (95 % interval {bounds[1]:.3f} to {bounds[2]:.3f})"
-    if probe := evaluation.get("forgetting"):
-        how = "worse than before" if probe["worse"] else "no worse than before"
-        text += f". On unrelated text the tuned model is {how}"
-    return f"{text}."
-
-
-def explain_difference(one: RunView, two: RunView, first: Run, second: Run) -> str:
-    """In words: in which settings two runs differ, and whether their losses differ by more than the intervals."""
-    changed = list(differences(configs.hashed(first.config()), configs.hashed(second.config())))
-    settings = f"Settings that differ: {'; '.join(changed)}." if changed else "All settings are the same."
-    losses = [_read_json(run.eval_json).get("intervals", {}).get("loss", {}).get("tuned") for run in (first, second)]
-    if not all(losses):
-        return f"{settings} One of the runs has no loss with an interval, so the losses cannot be compared."
-    (value, low, high), (other, other_low, other_high) = losses
-    apart = high < other_low or other_high < low
-    verdict = "larger than their intervals" if apart else "within their intervals, so it may be chance"
-    return f"{settings} The tuned losses are {value:.3f} and {other:.3f}: the difference is {verdict}."
-
-
-def _state(manifest: Mapping[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> str:
+def describe_state(run: Run, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the run is finished, trains now, or was stopped, and how far it came."""
     step = max((row.get("step", 0) for row in metrics), default=0)
-    if manifest is None:
-        return f"Not finished: {step} steps are logged. It is still training, or it was stopped and can be resumed."
-    results = manifest["results"]
-    trained = results.get("trained_tokens")
-    return f"Finished after {results.get('steps', step)} steps" + (f", {trained:,} trained tokens." if trained else ".")
+    if run.manifest_file.is_file():
+        return f"Finished after {read_manifest(run.folder)['results'].get('steps', step):,} steps."
+    done = max((row.get("epoch", 0.0) for row in metrics), default=0.0)
+    epochs = run.config().train.epochs
+    far = f"{step:,} steps, {done:.2f} of {epochs:g} epochs ({done / epochs:.0%})"
+    if is_locked(run.lock):
+        return f"Training now: {far} so far."
+    return f"Not finished: stopped after {far}. The same command resumes it."
 
 
-def _evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    if not evaluation:
-        return []
+def list_tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Tile]:
+    """The numbers that are seen first."""
+    out = []
     intervals = evaluation.get("intervals", {})
-    rows: list[list[object]] = [["", "base", "tuned", "difference"]]
-    for key, title in (("loss", "validation loss"), ("bits_per_byte", "bits per byte")):
-        rows.append([title, *_columns(intervals[key])] if key in intervals else [title, "", "", ""])
-    rows.append(["perplexity", *(f"{evaluation[name]['perplexity']:.3f}" for name in MODELS), ""])
+    if loss := intervals.get("loss"):
+        out.append(_fall("Validation loss", loss))
+        value, before = (f"{evaluation[name]['perplexity']:.2f}" for name in ("tuned", "base"))
+        out.append(Tile("Perplexity", value, f"before: {before}", _tone(loss["difference"])))
     if probe := evaluation.get("forgetting"):
-        rows.append(["unrelated text, bits per byte", *_columns(probe)])
-    for name, item in evaluation.get("texts", {}).items():
-        rows.append([f"{name}, bits per byte", *_columns(item)])
-    for name, item in evaluation.get("choices", {}).items():
-        rows.append([f"{name}, accuracy", *_columns(item["accuracy"])])
+        out.append(_fall("Unrelated text, bits per byte", probe))
     if found := evaluation.get("instructions"):
-        rows.append(["instructions followed, strict", *(f"{found[name]['strict']:.1%}" for name in MODELS), ""])
-        rows.append(["instructions followed, loose", *(f"{found[name]['loose']:.1%}" for name in MODELS), ""])
+        found = found["strict"]
+        value, before = (f"{found[name][0]:.0%}" for name in ("tuned", "base"))
+        out.append(Tile("Instructions followed", value, f"before: {before}", _tone([-x for x in found["difference"]])))
     if found := evaluation.get("identity"):
-        rows.append(["knows its name", *(f"{found[f'{name}_hits']} of {found['total']}" for name in MODELS), ""])
-    count = intervals.get("conversations", 0)
-    text = f"95 % intervals in brackets, by the paired bootstrap over {count} conversations." if count else ""
-    return [Table("Evaluation", rows, text), *map(_group_table, *zip(*_groups(intervals), strict=True))]
+        value, before = (f"{found[f'{name}_hits']} of {found['total']}" for name in ("tuned", "base"))
+        out.append(Tile("Knows its name", value, f"before: {before}"))
+    for key, title in (("loss", "Training loss"), ("eval_loss", "Validation loss so far")):
+        values = [row[key] for row in metrics if isinstance(row.get(key), int | float)]
+        if values and not evaluation:
+            out.append(Tile(title, f"{values[-1]:.3f}", f"first: {values[0]:.3f}"))
+    return out
 
 
-def _export_tables(result: Mapping[str, Any]) -> list[Table]:
-    return [Table("What was shipped, and its loss", exports.rows(result), exports.explain(result))] if result else []
+def _fall(title: str, intervals: Mapping[str, Sequence[float]]) -> Tile:
+    """A number that should fall."""
+    value, before = (f"{intervals[name][0]:.3f}" for name in ("tuned", "base"))
+    return Tile(title, value, f"before: {before}", _tone(intervals["difference"]))
 
 
-def _groups(intervals: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    titles = {"by_source": "By source", "by_language": "By language", "by_position": "By position in the conversation"}
-    return [(title, intervals.get(key, ())) for key, title in titles.items()]
+def _tone(difference: Sequence[float]) -> str:
+    """Good if the whole interval of a difference is below zero, bad if it is above."""
+    bounds = difference[1:] or difference
+    return "good" if max(bounds) < 0 else "bad" if min(bounds) > 0 else ""
 
 
-def _group_table(title: str, groups: Sequence[Mapping[str, Any]]) -> Table:
-    rows: list[list[object]] = [["", "conversations", "base", "tuned", "difference"]]
-    rows += [[group["name"], group["conversations"], *_columns(group)] for group in groups]
-    return Table(f"Validation loss: {title.lower()}", rows)
-
-
-def _training_tables(manifest: Mapping[str, Any] | None) -> list[Table]:
+def list_facts(manifest: Mapping[str, Any] | None, evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Inputs and outputs by hash, the code, the packages, the lock they came from."""
     if manifest is None:
-        return []
-    rows = [["what", "value"], *([name.replace("_", " "), _value(item)] for name, item in manifest["results"].items())]
-    return [Table("Training", rows)]
-
-
-def _facts(run: Run, manifest: Mapping[str, Any] | None) -> dict[str, str]:
-    facts = {"replay": f"python -m recipe.train --config {run.config_file}"}
-    if manifest is None:
-        return facts
-    facts |= {f"input: {name}": str(value) for name, value in manifest["inputs"].items()}
+        return {"state": "the run has no manifest yet: it is written when training ends"}
+    facts = {f"input: {name}": str(value) for name, value in manifest["inputs"].items()}
     facts |= {f"output: {name}": item["sha256"] for name, item in manifest["outputs"].items()}
     facts["code"] = str(manifest.get("code", ""))
-    return facts | {name: str(value) for name, value in manifest.get("environment", {}).items() if value}
+    if provenance := evaluation.get("provenance"):
+        facts["code of the evaluation"] = str(provenance.get("code", ""))
+    return facts | {
+        "lock (docker/requirements.lock)" if name == "lock" else name: str(value)
+        for name, value in manifest.get("environment", {}).items()
+        if value
+    }
 
 
-def _columns(intervals: Mapping[str, Sequence[float]]) -> list[str]:
-    return [_bounds(intervals[name]) for name in COLUMNS]
-
-
-def _bounds(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]"
-
-
-def _value(item: object) -> str:
-    return f"{item:.4f}" if isinstance(item, float) else f"{item:,}" if isinstance(item, int) else str(item)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def list_commands(run: Run) -> list[str]:
+    """How to make this run again from the raw files that its config names."""
+    config = run.config_file
+    stages = ("convert", "corpus", "train")
+    return [
+        "make setup && make pins",
+        *(f"python -m recipe.{stage} --config {config}" for stage in stages),
+        f"python -m recipe.evaluate --run {run.folder}",
+    ]

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from recipe.conversations.messages import Message
 from recipe.conversations.templates import stop_string
-from recipe.conversations.tokens import end_ids, prompt_ids
+from recipe.conversations.tokens import check_template, end_ids, prompt_ids
 from recipe.core.errors import RecipeError
 from recipe.model.likelihood import autocast, causal_lm
 from recipe.serving.text import TextStream, TokenBytes
@@ -75,7 +75,10 @@ class _Past:
 
 @dataclass
 class Engine:
-    """A model in memory under one name, or as base and tuned model; see `open.py`."""
+    """A model in memory under one name, or as base and tuned model; see `open.py`.
+
+    Raises RecipeError where the template cannot be read, or needs a special token that the tokenizer lacks.
+    """
 
     model: Any
     tokenizer: Any
@@ -84,6 +87,7 @@ class Engine:
     _past: dict[str, _Past] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_template(self.tokenizer, self.template)
         self.bytes = TokenBytes(self.tokenizer)
         self.context: int = causal_lm(self.model).config.max_position_embeddings
         self.vocabulary: int = causal_lm(self.model).config.vocab_size

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CHECK_STEPS = 10  # the processes of a run compare their adapters this often, and before each checkpoint
-# Device -> what torch 2.0.1 computes in another order in every process, by its own warning. On a CPU: nothing, with the
-# same number of threads (tests/training/test_reproducible.py asks torch).
-NONDETERMINISTIC = {"cuda": ["the backward pass of memory-efficient attention"]}
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,6 @@ class TrainResults:
     split_packs: int  # packs computed in parts because memory ran out; with any, the bits are not those of other runs
     processes: int  # that shared the packs of each step; sums are added in another order with another number
     threads: int  # CPU threads: they decide the order in which sums are added
-    nondeterministic: list[str]  # operations without a deterministic implementation
 
 
 class Stopped(Exception):
@@ -258,7 +254,6 @@ class LoraTrainer(CheckpointingTrainer):
             split_packs=self.memory.split_packs,
             processes=self.ranks.size,
             threads=torch.get_num_threads(),
-            nondeterministic=NONDETERMINISTIC.get(self.args.device.type, []),
         )
 
 

@@ -34,18 +34,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="write the numbers here instead")
     args = parser.parse_args()
-    file = RESULTS / "bench.json"
+    file = args.results / "bench.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for part in args.only:
         say(f"== {part}")
         found[part] = PARTS[part]() | {"machine": machine()}
-        RESULTS.mkdir(exist_ok=True)
+        args.results.mkdir(exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     from table import markdown, picture
 
-    (RESULTS / "bench.md").write_text(markdown(found), encoding="utf-8")
-    (RESULTS / "bench.svg").write_text(picture(found), encoding="utf-8")
+    (args.results / "bench.md").write_text(markdown(found), encoding="utf-8")
+    (args.results / "bench.svg").write_text(picture(found), encoding="utf-8")
     print(json.dumps(found) if args.json else markdown(found))
     return 0
 

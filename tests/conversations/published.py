@@ -191,233 +191,29 @@ SAMPLES |= {
         [[*QA[0], (U, "r"), (A, "b")]],
         [0],
     ),
+    "ultrafeedback": (
+        {
+            "instruction": "q",
+            "models": ["m", "n"],
+            "completions": [{"response": "x", "overall_score": 2.5}, {"response": "a", "overall_score": 8.5}],
+        },
+        QA,
+        [1],
+    ),
+    "inputs-targets": ({"inputs": "q", "targets": "a", "language": "English"}, QA, [0]),  # Aya, xP3, Flan
+    "user-assistant": ({"system": "s", "user": "q", "assistant": "a"}, SQA, [0]),
+    "rendered-text": (
+        {
+            "text": "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+            "<|im_start|>assistant\na<|im_end|>\n"
+        },
+        SQA,
+        [0],
+    ),
+    "guanaco": (
+        {"instruction": "User: q\nAssistant: a", "input": "User: r", "output": "b"},  # GuanacoDataset
+        [[*QA[0], (U, "r"), (A, "b")]],
+        [0],
+    ),
 }
-CALL = '{"name": "f", "arguments": {"x": 1}}'
-TOOLS = 'You can call these tools, with JSON as your whole answer:\n[{"name": "f"}]'
-WITH_CALL = [[(S, TOOLS), (U, "q"), (A, CALL), (U, "7"), (A, "seven")]]
 RANKED = ({"instruction": "i", "input": "", "output": ["best", "worse", "bad"]}, [[(U, "i"), (A, "best")]], [2])
-
-# what it is -> (format that is recognized, record, dialogues, turns passed over)
-VARIANTS = {
-    "ShareGPT with tools (LLaMA-Factory)": (
-        "sharegpt",
-        {
-            "conversations": [
-                {"from": "human", "value": "q"},
-                {"from": "function_call", "value": '{"name": "f"}'},
-                {"from": "observation", "value": "7"},
-                {"from": "gpt", "value": "seven"},
-            ],
-            "system": "Be brief.",
-            "tools": '[{"name": "f"}]',
-        },
-        [
-            [
-                (S, 'Be brief.\n\nYou can call these tools, with JSON as your whole answer:\n[{"name": "f"}]'),
-                (U, "q"),
-                (A, '{"name": "f"}'),
-                (U, "7"),
-                (A, "seven"),
-            ]
-        ],
-        [0],
-    ),
-    "OpenAI tool calls": (
-        "messages",
-        {
-            "messages": [
-                {"role": "user", "content": "q"},
-                {
-                    "role": "assistant",
-                    "content": None,
-                    "tool_calls": [
-                        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
-                    ],
-                },
-                {"role": "tool", "tool_call_id": "1", "content": "7"},
-                {"role": "assistant", "content": "seven"},
-            ],
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-        },
-        WITH_CALL,
-        [0],
-    ),
-    "OpenAI function call": (
-        "messages",
-        {
-            "messages": [
-                {"role": "user", "content": "q"},
-                {"role": "assistant", "content": "Wait.", "function_call": {"name": "f", "arguments": "{}"}},
-                {"role": "function", "name": "f", "content": "7"},
-            ]
-        },
-        [[(U, "q"), (A, 'Wait.\n\n{"name": "f", "arguments": {}}'), (U, "7")]],
-        [0],
-    ),
-    "ChatGLM3 with a tool": (
-        "messages",
-        {
-            "tools": [{"name": "f"}],
-            "conversations": [
-                {"role": "user", "content": "q"},
-                {"role": "tool", "name": "f", "parameters": {"x": 1}, "observation": "7"},
-                {"role": "assistant", "content": "seven"},
-            ],
-        },
-        WITH_CALL,
-        [0],
-    ),
-    "conversation with role and content (LMSYS, WildChat)": (
-        "messages",
-        {
-            "conversation_id": "c",
-            "conversation": [{"content": "q", "role": "user"}, {"content": "a", "role": "assistant"}],
-        },
-        QA,
-        [0],
-    ),
-    "developer is system; other names of the assistant": (
-        "messages",
-        {
-            "messages": [
-                {"role": "developer", "content": "s"},
-                {"role": "user", "content": "q"},
-                {"role": "bot", "content": "a"},
-            ]
-        },
-        SQA,
-        [0],
-    ),
-    "text under text": (
-        "messages",
-        {"messages": [{"role": "user", "text": "q"}, {"role": "AI", "text": "a"}]},
-        QA,
-        [0],
-    ),
-    "typed parts with value": (
-        "sharegpt",
-        {
-            "conversations": [
-                {"from": "human", "value": [{"type": "text", "value": "q"}]},
-                {"from": "gpt-4", "value": "a"},
-            ]
-        },
-        QA,
-        [0],
-    ),
-    "system beside conversations": (
-        "sharegpt",
-        {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "chatbot", "value": "a"}]},
-        SQA,
-        [0],
-    ),
-    "system_prompt beside messages": (
-        "messages",
-        {"system_prompt": "s", "messages": [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}]},
-        SQA,
-        [0],
-    ),
-    "messages as a JSON string": (
-        "messages",
-        {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
-        QA,
-        [0],
-    ),
-    "ShareGPT's items": (
-        "sharegpt",
-        {"id": "x", "items": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        QA,
-        [0],
-    ),
-    "chosen as a turn beside conversations (LLaMA-Factory)": (
-        "preference",
-        {
-            "conversations": [{"from": "human", "value": "q"}],
-            "chosen": {"from": "gpt", "value": "a"},
-            "rejected": {"from": "gpt", "value": "x"},
-        },
-        QA,
-        [1],
-    ),
-    "chosen as the whole list (UltraFeedback)": (
-        "preference",
-        {
-            "prompt": "q",
-            "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
-            "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}],
-            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
-        },
-        QA,
-        [1],
-    ),
-    "chosen as a list of one turn (TRL)": (
-        "preference",
-        {
-            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
-            "chosen": [{"role": "assistant", "content": "a"}],
-            "rejected": [{"role": "assistant", "content": "x"}],
-        },
-        SQA,
-        [1],
-    ),
-    "chosen as a string beside conversations (MedicalGPT)": (
-        "preference",
-        {
-            "conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}],
-            "chosen": "a",
-            "rejected": "x",
-        },
-        SQA,
-        [1],
-    ),
-    "response_chosen (MedicalGPT)": (
-        "preference",
-        {"system": "s", "history": [], "question": "q", "response_chosen": "a", "response_rejected": "x"},
-        SQA,
-        [1],
-    ),
-    "a transcript as prompt": (
-        "preference",
-        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "x"},
-        QA,
-        [1],
-    ),
-    "instruction with chosen and rejected": (
-        "preference",
-        {"instruction": "q", "chosen": "a", "rejected": "x"},
-        QA,
-        [1],
-    ),
-    "prompt and completion as turns (TRL)": (
-        "preference",
-        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
-        QA,
-        [0],
-    ),
-    "Firefly's pairs": ("firefly", {"conversation_id": 1, "conversation": [{"human": "q", "assistant": "a"}]}, QA, [0]),
-    "MOSS 002": ("moss", {"plain_text": "[Human]: q<eoh>\n[MOSS]: a<eoa>\n", "num_turns": 1}, QA, [0]),
-    "scores beside a list of answers": (
-        "alpaca",
-        {"instruction": "q", "output": ["x", "a"], "scores": [1, 4.5]},
-        QA,
-        [1],
-    ),
-    "a list of answers without scores": ("alpaca", {"instruction": "q", "output": ["a", "b"]}, QA, [1]),
-    "OIG": ("labelled-text", {"text": "s\n<human>: q\n<bot>: a", "metadata": {}}, SQA, [0]),
-    "Alpaca with its prompt as text": (
-        "alpaca",
-        {"instruction": "q", "input": "", "output": "a", "text": "Below is q. a"},
-        QA,
-        [0],
-    ),
-    "a pair and the same turns": (
-        "messages",
-        {
-            "prompt": "q",
-            "response": "a",
-            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
-        },
-        QA,
-        [0],
-    ),
-}

@@ -19,7 +19,8 @@ from recipe.conversations.readers.json_stream import Record, Rejected, records
 from recipe.conversations.tokens import encoders
 from recipe.core.config import Corpus
 from recipe.core.errors import RecipeError
-from tests.conversations.published import SAMPLES, VARIANTS
+from tests.conversations.published import SAMPLES
+from tests.conversations.variants import VARIANTS
 
 RECORDS = {**{name: sample[0] for name, sample in SAMPLES.items()}, **{name: row[1] for name, row in VARIANTS.items()}}
 
@@ -87,6 +88,17 @@ KEYS = [
     "train",
     "user_input",
     "responses_and_scores",
+    "completions",
+    "overall_score",
+    "preferred_output",
+    "inputs",
+    "targets",
+    "user",
+    "row",
+    "image_path",
+    "loss_mask",
+    "train_detail",
+    "tool_result",
     "score",
 ]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -99,6 +111,9 @@ leaves |= st.sampled_from(
         "tool",
         "text",
         "image_url",
+        "tool_use",
+        "tool_result",
+        "User: a\nAssistant: b",
         "### Human: a### Assistant: b",
         "[1]",
         "[|AI|] x",

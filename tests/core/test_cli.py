@@ -1,8 +1,10 @@
 """How every command behaves: exit codes, one sentence, untrusted text, tables."""
 
 import errno
+import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -179,3 +181,24 @@ def test_another_python_is_one_sentence(tmp_path, version, found):
         and "expected Python 3.11 (torch 2.0.1" in first
         and "make PYTHON=" in first
     )
+
+
+def test_idle_threads_sleep_unless_the_user_says_otherwise():
+    code = "import os; from recipe.core.cli import entry; entry(lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("stage", ["corpus", "train"])
+def test_ctrl_c_while_modules_load_is_no_traceback(stage, tmp_path):
+    """The first module that a command imports waits for the signal."""
+    (tmp_path / "argparse.py").write_text("import sys, time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", f"recipe.{stage}", "--config", "none.toml"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == -signal.SIGINT

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from recipe import corpus
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline import resolve
 from recipe.conversations.tokens import IGNORED
-from recipe.core.manifest import check_intact, read_manifest
+from recipe.core.cli import entry
+from recipe.core.manifest import check_intact, read_manifest, write_manifest
 from recipe.training.dataset import encode_file
 from tests.corpus.records import inline, samples, sharegpt
 
@@ -127,6 +130,20 @@ def test_placeholders_are_reported_with_the_setting_that_fills_them(command, ass
     assert "I am Ada" in (tmp_path / "out" / "train.jsonl").read_text()
 
 
+def test_answers_that_were_not_taken_are_said(command, tmp_path, capsys) -> None:
+    (tmp_path / "raw.json").write_text(json.dumps([{"instruction": "q", "output": ["a", "b", "c"]}]))
+    assert command("--source", tmp_path / "raw.json") == 0
+    assert "the first was taken, 2 others were not: answers = 'all' takes them all" in capsys.readouterr().err
+    turns = read_manifest(tmp_path / "out")["results"]["sources"]["raw.json"]["turns"]
+    assert turns["dropped"] == {"unranked": 2}
+    assert turns["read"] == 4
+    sources = inline([{"path": str(tmp_path / "raw.json"), "answers": "all"}])
+    assert command("--set", f"corpus.source={sources}") == 0
+    assert "were not" not in capsys.readouterr().err
+    texts = [line["messages"][1]["content"] for part in ("train", "val") for line in samples(tmp_path / "out", part)]
+    assert sorted(texts) == ["a", "b", "c"]
+
+
 def test_changed_turns_are_listed(command, tmp_path) -> None:
     page = '<div class="markdown"><p>an <b>answer</b></p></div>'
     write(tmp_path / "raw.json", [("human", "q\n\n1 / 2"), ("gpt", page), ("human", "x"), ("gpt", "<p>text</p>")], 1)
@@ -156,3 +173,16 @@ def test_an_untrained_turn_has_no_label_in_training(command, source, tokenizer, 
     results = read_manifest(tmp_path / "out")["results"]
     assert results["trained_tokens"]["train"] == sum(label != IGNORED for labels in rows["labels"] for label in labels)
     assert results["tokens"]["train"] == sum(map(len, rows["labels"]))
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_damaged_tokenizer_is_one_sentence(base, source, tmp_path, capsys, has_manifest) -> None:
+    place = shutil.copytree(base, tmp_path / "base")
+    if has_manifest:
+        write_manifest(place, "convert", {}, {}, {})
+    data = (place / "tokenizer.json").read_bytes()
+    (place / "tokenizer.json").write_bytes(data.replace(b'"vocab"', b'"vocac"'))
+    arguments = ["--output", str(tmp_path / "out"), "--tokenizer", str(place), "--source", str(source)]
+    assert entry(lambda: corpus.main(arguments)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ("was altered" if has_manifest else "has no readable tokenizer") in said

@@ -3,7 +3,7 @@
 import pytest
 
 from recipe.core.errors import RecipeError
-from recipe.evaluation.instructions import CHECKS, Instruction, accuracy, follows, read
+from recipe.evaluation.instructions import CHECKS, Instruction, followed, follows, read
 
 GOOD = [
     "- apple\n- pear\n- plum",
@@ -85,7 +85,7 @@ def test_sixty_prompts_use_every_rule():
 
 def test_a_chatty_answer_fails_nearly_everywhere():
     chatty = "Sure, here is a story. I am a language model, and I like to talk about many things, of course."
-    assert accuracy(read(), [chatty] * 60)["strict"] <= 0.1
+    assert sum(followed(read(), [chatty] * 60, loose=False)) <= 6
 
 
 def test_loose_forgives_small_talk_and_emphasis_only():

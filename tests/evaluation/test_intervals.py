@@ -51,3 +51,13 @@ def test_agrees_with_the_normal_approximation():
     half = 1.96 * values.std() / 20
     assert found.high - found.value == pytest.approx(half, rel=0.15)
     assert intervals.LEVEL == 0.95
+
+
+def test_many_conversations_are_drawn_in_parts_and_the_bounds_are_those_of_one_draw():
+    generator = np.random.default_rng(4)
+    base, tuned, weights = generator.gamma(2.0, size=(3, 3000))
+    assert len(list(intervals._drawn(3000, 0))) > 1
+    whole = np.random.default_rng(0).multinomial(3000, np.full(3000, 1 / 3000), size=intervals.RESAMPLES)
+    samples = (whole @ tuned - whole @ base) / (whole @ weights)
+    found = ratio(base, tuned, weights).difference
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(samples, [0.025, 0.975])), rel=1e-9)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipe.core.lineage import verify_all
 from tests.faults import child
 
 COLOURS = ["blue", "green", "red", "grey"]
@@ -131,6 +132,9 @@ class World:
 
     def difference(self, stage: str, place: Path) -> str:
         """In what a trial's folder differs from what the stage leaves undisturbed; empty: in nothing."""
+        for run in sorted((place / "runs").glob("tiny/*/config.toml")):
+            if not run.parent.is_symlink() and (problems := verify_all(run.parent)):
+                return f"problems: {problems[:3]}"
         expected, found = self.content(stage), content(place)
         if expected == found:
             return ""
@@ -154,8 +158,10 @@ def content(folder: Path) -> dict[str, str]:
             out[name] = f"-> {path.readlink()}"
         elif path.is_dir():
             out[name] = "folder"
-        elif path.name == "records.json" or "tfevents" in path.name:
+        elif "tfevents" in path.name:
             out[name.partition(".tfevents")[0]] = "file"
+        elif path.name == "records.json":
+            out[name] = " ".join(sorted(json.loads(path.read_text())["outputs"]))
         elif path.name == "metrics.jsonl":
             rows = map(json.loads, path.read_text().splitlines())
             out[name] = json.dumps([{key: row.get(key) for key in LOGGED} for row in rows])

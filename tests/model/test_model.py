@@ -230,6 +230,18 @@ def test_a_folder_that_was_never_converted(tmp_path):
             call()
 
 
+@pytest.mark.parametrize("damage", ["absent", "cut"])
+def test_a_folder_without_a_whole_tokenizer(tiny_base, tmp_path, damage):
+    folder = shutil.copytree(tiny_base, tmp_path / "half")
+    for file in folder.glob("tokenizer*"):
+        if damage == "absent":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RecipeError, match=r"half cannot be read .*: convert or merge again"):
+        load_tokenizer(folder)
+
+
 def test_weights_that_do_not_fit_their_config(tiny_base, tmp_path):
     from safetensors.torch import load_file, save_file
 

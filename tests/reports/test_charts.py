@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.reports.charts import Series, line_chart, number, smooth, thin, ticks
+from recipe.reports.charts import Bar, Series, interval_chart, line_chart, number, smooth, thin, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e9))
@@ -53,3 +53,19 @@ def test_nothing_to_draw_is_nothing():
 @pytest.mark.parametrize(("value", "label"), [(0, "0"), (0.00021, "2e-4"), (1.5, "1.5"), (12345, "12,345")])
 def test_labels_are_short(value, label):
     assert number(value) == label
+
+
+@given(st.lists(st.tuples(st.text(max_size=60), st.floats(), st.floats(), st.floats()), max_size=8))
+def test_any_intervals_make_well_formed_svg(rows):
+    chart = interval_chart("<differences>", [Bar(*row) for row in rows])
+    if chart:
+        ElementTree.fromstring(chart)
+
+
+def test_an_interval_is_drawn_where_it_is_and_coloured_by_its_side_of_zero():
+    chart = interval_chart("x", [Bar("worse", 2.0, 1.0, 3.0), Bar("better", -2.0, -3.0, -1.0), Bar("either", 0, -1, 1)])
+    root = ElementTree.fromstring(chart)
+    lines = [line for line in root.iter("line") if line.get("class", "").startswith("line")]
+    assert [line.get("class") for line in lines] == ["line c1", "line c2", "line c0"]
+    (zero,) = [line for line in root.iter("line") if line.get("class") == "zero"]
+    assert float(lines[0].get("x1")) > float(zero.get("x1")) > float(lines[1].get("x2"))

@@ -77,8 +77,8 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def open_tab(address: str, folder: Path):
-    """A tab at `address`, in a browser of its own with its profile in `folder`."""
+async def open_tab(address: str, folder: Path, shows: str = ".empty"):
+    """A tab at `address`, in a browser of its own with its profile in `folder`; `shows`: an element of the page."""
     process = subprocess.Popen(
         [find(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
@@ -95,7 +95,7 @@ async def open_tab(address: str, folder: Path):
                 for domain in ("Page", "Runtime", "Network", "Log"):
                     await tab.call(f"{domain}.enable")
                 await tab.call("Page.navigate", url=address)
-                await tab.until("document.readyState == 'complete' && document.querySelector('.empty') !== null")
+                await tab.until(f"document.readyState == 'complete' && document.querySelector('{shows}') !== null")
                 yield tab
     finally:
         process.kill()
@@ -114,7 +114,7 @@ def start_server():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={"OMP_NUM_THREADS": "1", **os.environ},
         )
         started.append(process)
         lines = []

@@ -147,6 +147,21 @@ def test_what_does_not_fit_is_one_sentence(engine, tokens):
         next(engine.stream(Request("other", (1, 2), 4)))
 
 
+def test_a_template_that_does_not_fit_is_one_sentence_at_the_start(tuned, tokenizer, tmp_path):
+    with pytest.raises(RecipeError, match=r"no special token <\|.*, which the template needs"):
+        Engine(tuned, tokenizer, "llama-3")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Engine(tuned, tokenizer, str(tmp_path / "absent.toml"))
+
+
+def test_no_jinja_of_a_model_file_is_rendered(tuned, tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", None)
+    engine = Engine(tuned, tokenizer, "vicuna_v1.1")
+    engine.tokenizer.chat_template = "{{ raise_exception('rendered') }}"
+    assert engine.tokenizer.decode(engine.chat_request("tuned", HELLO, 1).prompt).endswith("ASSISTANT:")
+    engine.tokenizer.chat_template = None
+
+
 def test_a_failed_step_leaves_no_keys_and_values(engine, monkeypatch):
     request = engine.chat_request("tuned", HELLO, 8)
     expected = engine.answer(request)

@@ -162,6 +162,23 @@ def test_a_wrong_request_is_one_sentence(with_client, sentence):
     with_client(check)
 
 
+def test_a_template_that_got_a_hole_is_one_sentence_and_the_server_keeps_serving(with_client, engine, tmp_path):
+    own = 'user_turn = "Q: {user}\\n"\nassistant_header = "A:"\nassistant_turn = " {assistant}{eos}"\n'
+    file = tmp_path / "own.toml"
+    file.write_text(own + 'system_turn = "{system}\\n"\n')
+    engine.template = str(file)
+
+    async def check(client, server):
+        assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
+        file.write_text(own)
+        status, answer = await post(client, "/v1/chat/completions", CHAT)
+        assert status == 400 and "own.toml lacks system_turn" in answer["error"]["message"]
+        engine.template = "vicuna_v1.1"
+        assert (await post(client, "/v1/chat/completions", CHAT))[0] == 200
+
+    with_client(check)
+
+
 def test_what_is_not_json_is_refused(with_client):
     async def check(client, server):
         path = "/v1/chat/completions"

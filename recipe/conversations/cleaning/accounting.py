@@ -20,7 +20,7 @@ class Drop(StrEnum):
     AMBIGUOUS = "a record with two possible readings"
     TOO_LARGE = "a record over 64 MB"
     TOO_DEEP = "a record nested more than 200 levels deep"
-    WRONG_CELLS = "a table row with another number of cells than the header"
+    WRONG_CELLS = "a table row with broken quotes, or with another number of cells than the header"
     MARKED_BAD = "marked in the source as not for training"
     MEDIA = "a record with images, audio or video"
     EMPTY = "a conversation without turns"
@@ -51,6 +51,7 @@ class Drop(StrEnum):
     UNTRAINED_PAIR = "a question with an answer marked as not trained, in a sample without a trained answer"
     LATER_ROUND = "after the rounds that are kept"
     PASSED_OVER = "a further answer or branch of a record"
+    UNRANKED = "a further answer of a record, none ranked above another"
 
 
 class Change(StrEnum):

@@ -11,13 +11,13 @@ from typing import Any
 from recipe.conversations.cleaning.accounting import Change
 
 # A turn is a page's HTML where it consists of the page's elements from its first character to its last *and* carries
-# a sign of the page: its classes or its buttons. Or where a part of it is the page's own Markdown container. A tag
-# anywhere else is something that people talk about.
+# a sign of the page: classes that its own scripts add, or its copy button. Or where a part of it is the page's own
+# Markdown container. A tag anywhere else is something that people talk about, or code that they asked for.
 _BLOCK = "p|div|ul|ol|h[1-6]|pre|table|blockquote"
 _WHOLLY_MARKUP = re.compile(rf"\s*+<({_BLOCK})(?:\s[^<>]*)?>.*</({_BLOCK})>\s*\Z", re.I | re.S)
-_CHAT_PAGE = re.compile(r'<div\s[^<>]*class="[^"<>]*\bmarkdown\b', re.I)
-_PAGE_CLASSES = "flex|group|hljs|katex|katex-display|markdown|message|prose|rounded-md|whitespace-pre-wrap"
-_PAGE_SIGN = re.compile(rf'<button[\s>]|\sclass="(?:[^"<>]*\s)?(?:{_PAGE_CLASSES})[\s"]', re.I)
+_CHAT_PAGE = re.compile(r'<div\s[^<>]*class="(?:[^"<>]*\s)?markdown prose[\s"]', re.I)
+_PAGE_CLASSES = "hljs|katex|katex-display|markdown|whitespace-pre-wrap"
+_PAGE_SIGN = re.compile(rf'>Copy(?: code)?\s*+</button>|\sclass="(?:[^"<>]*\s)?(?:{_PAGE_CLASSES})[\s"]', re.I)
 _RENDERED_NAMES = """
     a annotation b blockquote br button circle code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img input
     label li line link math mfrac mi mn mo mrow msqrt msub msubsup msup mtext ol p path polygon polyline
@@ -28,11 +28,14 @@ _TAG_NAME = re.compile(r"</?([A-Za-z][^\s/<>]*+)(?=[\s/>])")
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)(?:^\1`*[ \t]*$|\Z)", re.M | re.S)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 _LANGUAGE = re.compile(r'class="[^"]*\blanguage-([\w+#.-]+)')
-_BAR_LANGUAGE = re.compile(r"<span>\s*+([\w+#.-]++)\s*+</span>")
+_BAR_LANGUAGE = re.compile(r">\s*+([\w+#.-]++)\s*+(?:</span>|<button)")
 _DRAWN_FORMULA = re.compile(r'(</math>\s*+</span>\s*+<span\s++class="katex-)html')  # the MathML before it says the same
 _SCRIPT = re.compile(r"<(su[bp])(?:\s[^<>]*+)?>([^<>]*+)</\1>")
-_LEAF = re.compile(r"(<(?:div|p|span)\s([^<>]*+)>)([^<]++)(?=</)")
+_NESTED_SCRIPT = re.compile(r"<(su[bp])(?:\s[^<>]*+)?>|</su[bp]>")
+_TAG = re.compile(r"<(/?)([A-Za-z][^\s/<>]*+)([^<>]*+)>")
+_CHILDLESS = ("br", "hr", "img", "input")
 MOST_MARKUP = 1 << 20  # characters, 2 s: the converter's time grows with the square of a paragraph
+_MARKS = {"sub": "_", "sup": "^"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # The converter escapes what looks like Markdown at the start of a line of prose, and every backslash. Such characters
@@ -40,6 +43,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(r"([>\n][ \t]*+)([-+*#=]++(?=[\s<]|\Z)|&gt;|\d++[.)](?=[\s<]|\Z))")
 _HIDDEN = {character: chr(0xFDD0 + number) for number, character in enumerate("\\-+*#=>.) \n")}
 _HIDE = str.maketrans(_HIDDEN)
+_HIDE_SPACE = str.maketrans({character: _HIDDEN[character] for character in "\n "})
 
 # The copy button, in the first line of a code block or on a line of its own; the prompt box's counter.
 _COPY_IN_FENCE = re.compile(r"^(`{3,})[ \t]*+([\w+#.-]*?)[ \t]*+Copy code[ \t]*+\n?", re.M)
@@ -72,8 +76,10 @@ def clean_turn(text: str, role: str, convert: bool = True, is_page: bool = False
     if not text.isascii() and _SURROGATE.search(text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if convert and is_markup(text, is_page):
-        changes.append(Change.MARKUP if len(text) <= MOST_MARKUP else Change.LEFT_MARKUP)
-        text = to_markdown(text) if len(text) <= MOST_MARKUP else text
+        markdown = to_markdown(text) if len(text) <= MOST_MARKUP else text
+        if markdown != text or len(text) > MOST_MARKUP:
+            changes.append(Change.MARKUP if len(text) <= MOST_MARKUP else Change.LEFT_MARKUP)
+        text = markdown
     if "Copy" in text or " / " in text:  # seldom; asked first since it is quick
         before = text
         for pattern, replacement in (*_REMNANTS, *(_SWITCHES if role == "user" else ())):
@@ -99,14 +105,17 @@ def is_markup(text: str, is_page: bool = False) -> bool:
 def to_markdown(markup: str) -> str:
     """A chat page's HTML as Markdown; code keeps its language and every space, prose its characters.
 
-    The text is kept as it is where nothing comes out, as of a bomb of nested elements.
+    The text is kept as it is where nothing comes out, as of a bomb of nested elements, or of text with NUL characters.
     """
-    from html_to_markdown import convert
+    from html_to_markdown import ConversionError, convert
 
     parts = _split_between(markup, "<pre", "</pre>")
     parts[0::2] = map(_plain_text, parts[0::2])
     parts[1::2] = map(_plain_code, parts[1::2])
-    markdown = (convert("".join(parts), _options()).content or "").strip("\n")
+    try:
+        markdown = (convert("".join(parts), _options()).content or "").strip("\n")
+    except ConversionError:
+        return markup
     if not markdown.isascii():
         for character, hidden in _HIDDEN.items():
             markdown = markdown.replace(hidden, character)
@@ -117,7 +126,7 @@ def to_markdown(markup: str) -> str:
 def _options() -> Any:
     from html_to_markdown import ConversionOptions
 
-    return ConversionOptions(extract_metadata=False, exclude_selectors=["button", ".katex-drawn"])
+    return ConversionOptions(extract_metadata=False, exclude_selectors=["button", "svg", ".katex-drawn"])
 
 
 def _split_between(text: str, start: str, end: str) -> list[str]:
@@ -160,8 +169,9 @@ def _plain_prose(markup: str) -> str:
 def _keep_prose(markup: str) -> str:
     if "<su" in markup:
         markup = _SCRIPT.sub(_script, markup)
+        markup = _NESTED_SCRIPT.sub(lambda found: _MARKS[found[1]] + "{" if found[1] else "}", markup)
     if "whitespace-pre-wrap" in markup:
-        markup = _LEAF.sub(_keep_lines, markup)
+        markup = _keep_lines(markup)
     return _ESCAPED.sub(_hide, f"\n{markup}")[1:].replace("\\", _HIDDEN["\\"])
 
 
@@ -171,15 +181,23 @@ def _hide(found: re.Match[str]) -> str:
 
 def _script(found: re.Match[str]) -> str:
     """A subscript or superscript, as TeX writes it."""
-    mark = "_" if found[1] == "sub" else "^"
-    return mark + (found[2] if len(found[2]) < 2 else f"{{{found[2]}}}")
+    return _MARKS[found[1]] + (found[2] if len(found[2]) < 2 else f"{{{found[2]}}}")
 
 
-def _keep_lines(found: re.Match[str]) -> str:
-    """Text whose white space a page shows as it is."""
-    if "whitespace-pre-wrap" not in found[2]:
-        return found[0]
-    return found[1] + found[3].replace("\n", _HIDDEN["\n"]).replace(" ", _HIDDEN[" "])
+def _keep_lines(markup: str) -> str:
+    """White space that a page shows as it is: in elements of such a class, but for Markdown containers inside them."""
+    out, at, depth = [], 0, 0  # of elements, from the one with the class
+    for tag in _TAG.finditer(markup):
+        text = markup[at : tag.start()]
+        out += [text.translate(_HIDE_SPACE) if depth and text.strip() else text, tag[0]]
+        at = tag.end()
+        if "whitespace-pre-wrap" in tag[3] and not depth:
+            depth = 1
+        elif "markdown" in tag[3]:
+            depth = 0
+        elif depth and tag[2].lower() not in _CHILDLESS:
+            depth += -1 if tag[1] else 1
+    return "".join([*out, markup[at:]])
 
 
 def _tex(formula: str) -> str:

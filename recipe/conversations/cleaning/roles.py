@@ -28,6 +28,9 @@ def in_turn(messages: Sequence[Message]) -> tuple[list[Message], Counter[Drop]]:
             dropped[Drop.ODD_ROLE] += 1
         elif not message.content.strip():
             dropped[Drop.BLANK] += 1
+            if message.role == last == "user":  # its own answer was dropped in between: a later one is not for it
+                kept.pop()
+                dropped[Drop.UNANSWERED] += 1
         elif message.role == "system" and (asked or last):
             dropped[Drop.MISPLACED_SYSTEM] += 1
         elif message.role == "assistant" and last != "user":

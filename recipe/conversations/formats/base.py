@@ -1,7 +1,7 @@
 """What a format is: how its records look, how they are recognized, and how they are read."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,11 @@ class Format:
 
 
 class RefusedError(Exception):
-    """A record that is recognized and must not become a conversation."""
+    """A record that is recognized and must not become a conversation; `formats`: those of which one must be named."""
 
-    def __init__(self, reason: Drop, detail: str) -> None:
+    def __init__(self, reason: Drop, detail: str, formats: Sequence[str] = ()) -> None:
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.formats = reason, detail, tuple(formats)
 
 
 def keys(*alternatives: str) -> tuple[frozenset[str], ...]:

@@ -9,11 +9,14 @@ from typing import Any
 
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats.base import Format, RefusedError
-from recipe.conversations.formats.pairs import PAIRS, RANKED
+from recipe.conversations.formats.marks import refuse_marked
+from recipe.conversations.formats.pair_lists import PAIR_LISTS
+from recipe.conversations.formats.pairs import CONTEXTS, PAIRS, RANKED
 from recipe.conversations.formats.preferences import PREFERENCES
+from recipe.conversations.formats.rendered import RENDERED
 from recipe.conversations.formats.transcripts import LABELLED, TRANSCRIPTS
 from recipe.conversations.formats.trees import TREES, group_messages, is_flat_message
-from recipe.conversations.formats.turns import CHATS, CROSSWOZ, is_zero
+from recipe.conversations.formats.turns import CHATS, CROSSWOZ
 from recipe.conversations.messages import Conversation, Dialogue, Message
 from recipe.conversations.readers import files
 from recipe.conversations.readers.json_stream import Record, Rejected, excerpt
@@ -22,17 +25,15 @@ from recipe.core.text import printable, snippet
 
 # Specific formats are tried in this order: a transcript inside Alpaca's fields must not pass for a single question.
 FORMATS: dict[str, Format] = {
-    **TRANSCRIPTS, **TREES, **CROSSWOZ, **PREFERENCES, **CHATS, **PAIRS, **LABELLED, **RANKED
+    **TRANSCRIPTS, **TREES, **CROSSWOZ, **PREFERENCES, **CHATS, **PAIR_LISTS, **PAIRS, **LABELLED, **RENDERED, **RANKED
 }  # fmt: skip
 NAMED_ONLY = ("oasst-all", "ranked-alpaca")  # never recognized: only a config can say that they are meant
 _KEYS = frozenset().union(*(keys for item in FORMATS.values() for keys in item.keys))
 ID_KEYS = ("id", "conversation_id", "message_tree_id", "prompt_id", "new dialog id")
 WRAPPERS = ("data", "train", "items", "records", "rows", "examples", "conversations", "validation", "valid", "test")
+_TEXTS = (*LABELLED, *RENDERED)
 _COMMON = ("sharegpt", "messages", "alpaca")
 GIVE_UP_AFTER = 100  # records at a file's start
-_MARKS = ("kto_tag", "label", "train", "weight", "loss_weight")  # of a whole record
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-_CHECKED = frozenset({*_MARKS, *_MEDIA})
 
 
 def read(path: Path, at: Callable[[int], object] = lambda offset: None) -> Iterator[Conversation | Rejected]:
@@ -87,7 +88,7 @@ def conversations(
         try:
             if isinstance(fitting, RefusedError):
                 raise fitting
-            _refuse_marked(value)
+            refuse_marked(value)
             dialogues = [whole for item in fitting.dialogues(value) for whole in _choose_answers(item, answers)]
         except RefusedError as error:
             yield Rejected(source, record.offset, error.reason, error.detail, excerpt(value), record.size)
@@ -96,7 +97,7 @@ def conversations(
         for index, dialogue in enumerate(dialogues or [Dialogue([])]):
             messages = _rename(dialogue.messages, roles) if roles else dialogue.messages
             whole_id = id_ if len(dialogues) < 2 else f"{id_}/{index}"
-            yield Conversation(whole_id, tuple(messages), source, dialogue.passed_over)
+            yield Conversation(whole_id, tuple(messages), source, dialogue.passed_over, dialogue.unranked)
 
 
 def _rename(messages: list[Message], roles: Mapping[str, str]) -> list[Message]:
@@ -133,9 +134,13 @@ def recognize(value: Any) -> Format | None:
             fitting.append(name)
     if not fitting:
         return None
+    fitting = [name for name in fitting if name not in _TEXTS] or fitting  # a text is made of the fields beside it
     best = fitting if len(fitting) == 1 else _find_widest(tuple(fitting))
     if len(best) > 1:
         _compare_readings(value, best)
+    if best == ["xtuner"] and list(value) == ["conversations"]:
+        detail = "a list of pairs can be read as xtuner (one conversation), or as one for each"
+        raise RefusedError(Drop.AMBIGUOUS, detail, best)
     return FORMATS[best[0]]
 
 
@@ -169,26 +174,13 @@ def _compare_readings(value: dict[str, Any], names: list[str]) -> None:
     """Raises RefusedError where the formats read different turns."""
     readings = [[dialogue.messages for dialogue in FORMATS[name].dialogues(value)] for name in names]
     if any(reading != readings[0] for reading in readings):
-        raise RefusedError(Drop.AMBIGUOUS, f"{describe(value)} can be read as {' or '.join(names)}")
-
-
-def _refuse_marked(record: dict[str, Any]) -> None:
-    """Raises RefusedError for a record that is marked as bad (KTO), or that has images, audio or video."""
-    if _CHECKED.isdisjoint(record):
-        return
-    for key in _MARKS:
-        mark = record.get(key)
-        is_off = mark is False or (isinstance(mark, str) and mark.strip().lower() == "false")
-        if is_off or (key in ("weight", "loss_weight") and is_zero(mark)):
-            raise RefusedError(Drop.MARKED_BAD, f"its {key} is {snippet(mark, 20)}")
-    for key in _MEDIA:
-        if record.get(key):
-            raise RefusedError(Drop.MEDIA, f"it has {key}")
+        raise RefusedError(Drop.AMBIGUOUS, f"{describe(value)} can be read as {' or '.join(names)}", names)
 
 
 def _choose_answers(dialogue: Dialogue, answers: str) -> Iterator[Dialogue]:
     if answers == "first" or not dialogue.alternatives:
-        yield Dialogue(dialogue.messages, dialogue.passed_over + len(dialogue.alternatives))
+        more = len(dialogue.alternatives)
+        yield Dialogue(dialogue.messages, dialogue.passed_over + more, unranked=more)
         return
     yield dialogue
     for answer in dialogue.alternatives:
@@ -205,7 +197,8 @@ def _find_records(value: Any, format: Format | None) -> list[tuple[str, Any, For
         return [("", turns, _find_format(turns, format))]
     for named_items in _unwrap(value):
         inner = [(name, item, _find_format(item, format)) for name, item in named_items]
-        if not all(_is_unknown(fitting) for _, _, fitting in inner):
+        known = sum(not _is_unknown(fitting) for _, _, fitting in inner)
+        if known > (len(inner) / 2 if inner and inner[0][0] else 0):  # by name: most of them, or it is something else
             return inner
     return [("", value, fitting)]
 
@@ -215,9 +208,15 @@ def _unwrap(value: Any) -> Iterator[list[tuple[str, Any]]]:
     if isinstance(value, list):
         yield [("", item) for item in value]
     if isinstance(value, dict):
+        if isinstance(value.get("row"), dict):  # the data set viewer of Hugging Face
+            yield [("", value["row"])]
         lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
-        yield [("", item) for items in lists for item in items]
+        yield [("", _open_row(item)) for items in lists for item in items]
         yield list(value.items())
+
+
+def _open_row(item: Any) -> Any:
+    return item["row"] if isinstance(item, dict) and isinstance(item.get("row"), dict) else item
 
 
 def _is_unknown(fitting: Format | RefusedError) -> bool:
@@ -279,13 +278,6 @@ def named(name: str) -> Format:
     return FORMATS[name]
 
 
-def check_roles(roles: Mapping[str, str]) -> None:
-    """Raises UsageError where a role name is mapped to something that is not a role."""
-    for name, role in roles.items():
-        if role not in ("user", "assistant", "system"):
-            raise UsageError(f"roles maps {snippet(name)} to {snippet(role)}: expected user, assistant or system")
-
-
 def _read_id(record: dict[str, Any]) -> str:
     for key in ID_KEYS:
         if isinstance(record.get(key), (str, int)):
@@ -297,5 +289,7 @@ def describe(record: Any) -> str:
     """What kind of value a record is, without its content."""
     if isinstance(record, dict):
         names = ", ".join(repr(key)[:40] for key in list(record)[:8])
-        return f"an object with the keys {names}" if names else "an empty object"
+        context = next((key for key in CONTEXTS if record.get(key)), "")
+        more = f", of which {context!r} would be left out of the question" if context else ""
+        return f"an object with the keys {names}{more}" if names else "an empty object"
     return f"a JSON {type(record).__name__}"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.errors import RecipeError
+from recipe.core.text import say
 
 Sample = dict[str, Any]
+SPLITS = ("train", "val")
 _SIDES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
@@ -105,17 +107,25 @@ def lines(file: Path, name: str) -> Iterator[str]:
         yield "\n]\n" if opening == ",\n" else "[]\n"
 
 
+def _has_untrained(file: Path) -> bool:
+    with open(file, encoding="utf-8") as samples:
+        return any(not turn.get("trained", True) for line in samples for turn in json.loads(line)["messages"])
+
+
 def write(corpus: Path, folder: Path, name: str) -> None:
     """Write both splits of a prepared corpus into `folder`, with LLaMA-Factory's dataset_info.json where it reads them.
 
+    It would train every answer: where one is marked as untrained, dataset_info.json is left out, and that is said.
     Raises RecipeError where a sample cannot be written in the format.
     """
     chosen = EXPORTS[name]
     entries = {}
-    for split in ("train", "val"):
+    for split in SPLITS:
         file_name = f"{split}{chosen.suffix}"
         with open(folder / file_name, "w", encoding="utf-8") as file:
             file.writelines(lines(corpus / f"{split}.jsonl", name))
         entries[f"{corpus.name}-{split}"] = {"file_name": file_name} | chosen.llama_factory
-    if chosen.llama_factory:
+    if chosen.llama_factory and any(_has_untrained(corpus / f"{split}.jsonl") for split in SPLITS):
+        say("no dataset_info.json: LLaMA-Factory cannot leave out the answers that are marked as untrained")
+    elif chosen.llama_factory:
         (folder / "dataset_info.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")

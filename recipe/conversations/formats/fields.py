@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipe.conversations.formats.base import Format, Record, are_texts, read_list
-from recipe.conversations.formats.pairs import read_history, read_pair
-from recipe.conversations.formats.turns import LIST_KEYS, TEXT_KEYS, is_trained, refuse_media
+from recipe.conversations.formats.pair_lists import read_history
+from recipe.conversations.formats.pairs import read_pair
+from recipe.conversations.formats.tools import TOOL_ROLES, with_tools
+from recipe.conversations.formats.turns import LIST_KEYS, TEXT_KEYS, read_turn
 from recipe.conversations.messages import ROLES, Dialogue, Message, alternate, join_texts, read_role, read_text
 from recipe.core.errors import UsageError
+from recipe.core.text import snippet
 
 PAIR_FIELDS = ("question", "context", "answer", "history")
 TURN_FIELDS = ("role", "content")
@@ -36,6 +39,16 @@ def build_format(fields: Mapping[str, str], roles: Mapping[str, str]) -> Format:
         lambda record: isinstance(_find_list(record, fields), list),
         lambda record: _turns(record, fields, names),
     )
+
+
+def check_roles(roles: Mapping[str, str], has_fields: bool) -> None:
+    """Raises UsageError where a role name is mapped to no role, or a known one to another role without `fields`."""
+    for name, role in roles.items():
+        if role not in ("user", "assistant", "system"):
+            raise UsageError(f"roles maps {snippet(name)} to {snippet(role)}: expected user, assistant or system")
+        known = ROLES.get(name.strip().lower(), role)
+        if known != role and not has_fields:
+            raise UsageError(f"roles maps {snippet(name)}, which is known as {known}: name the source's fields too")
 
 
 def get_path(record: Any, path: str) -> Any:
@@ -92,15 +105,16 @@ def _pairs(record: Record, fields: Mapping[str, str]) -> Iterator[Dialogue]:
 def _turns(record: Record, fields: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Dialogue]:
     turns = _find_list(record, fields)
     system = get_path(record, fields["system"]) if "system" in fields else None
-    messages = alternate(system=system)
-    messages += alternate(*read_history(get_path(record, fields["history"]))) if "history" in fields else []
+    messages = alternate(system=read_text(system))
+    messages += read_history(get_path(record, fields["history"])) if "history" in fields else []
     for turn in turns:
         if "question" in fields:
             question = join_texts(*(get_path(turn, fields[name]) for name in ("question", "context") if name in fields))
             messages += alternate(question, get_path(turn, fields["answer"]))
         else:
             messages.append(_read_turn(turn, fields, names))
-    yield Dialogue(messages)
+    has_tools = any(message.role in TOOL_ROLES for message in messages)
+    yield Dialogue(with_tools(messages, "", None) if has_tools else messages)
 
 
 def _read_turn(turn: Any, fields: Mapping[str, str], names: Mapping[str, str]) -> Message:
@@ -110,7 +124,4 @@ def _read_turn(turn: Any, fields: Mapping[str, str], names: Mapping[str, str]) -
     text_paths = [fields["content"]] if "content" in fields else TEXT_KEYS
     role = next((value for path in role_paths if (value := get_path(turn, path)) is not None), None)
     content = next((value for path in text_paths if (value := get_path(turn, path)) is not None), None)
-    if isinstance(content, list):
-        refuse_media(content)
-    name = read_role(role if isinstance(role, str) else str(role), names)
-    return Message(name, read_text(content), name in ("user", "system") or is_trained(turn))
+    return read_turn(turn, read_role(role if isinstance(role, str) else str(role), names), content)

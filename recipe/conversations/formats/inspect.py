@@ -9,16 +9,16 @@ from typing import Any
 
 from recipe.conversations.formats import detect
 from recipe.conversations.formats.base import RefusedError
-from recipe.conversations.formats.turns import TEXT_KEYS
+from recipe.conversations.formats.pairs import CONTEXTS
+from recipe.conversations.formats.turns import SYSTEM_KEYS, TEXT_KEYS
 from recipe.conversations.messages import Conversation
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.core.text import printable, snippet
 
 RECORDS = 200  # that are looked at
 SAMPLES, SAMPLE_LENGTH = 3, 400
-_QUESTIONS = ("question", "query", "instruction", "prompt", "input", "user", "ask")
-_ANSWERS = ("answer", "response", "output", "completion", "assistant", "reply", "target")
-_SYSTEMS = ("system", "system_prompt")
+_QUESTIONS = ("question", "query", "instruction", "prompt", "input", "user", "human", "ask", "problem")
+_ANSWERS = ("answer", "response", "output", "completion", "assistant", "reply", "target", "solution", "bot")
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Inspection:
     rejected: Counter[str] = field(default_factory=Counter)  # reason and detail -> records
     keys: Counter[tuple[str, str]] = field(default_factory=Counter)  # (path of a key, type) -> records
     formats: Counter[str] = field(default_factory=Counter)
+    choices: tuple[str, ...] = ()  # formats that read a record differently
     nearest: list[str] = field(default_factory=list)  # where no format was recognized
     samples: list[str] = field(default_factory=list)
     toml: list[str] = field(default_factory=list)
@@ -47,8 +48,9 @@ def describe_file(path: Path) -> Inspection:
             _count_keys(record.value, out)
             try:
                 format = detect.recognize(record.value)
-            except RefusedError:
+            except RefusedError as error:
                 format = None
+                out.choices = out.choices or error.formats
             out.formats.update([names[id(format)]] if format else [])
             unknown = unknown if format or unknown is not None else record.value
         for item in detect.conversations(record, number, path.name):
@@ -95,6 +97,9 @@ def _name_type(value: Any) -> str:
 
 def _build_toml(out: Inspection, unknown: Any) -> list[str]:
     lines = ["[[corpus.source]]", f"path = {_quote(out.path)}"]
+    if out.choices:
+        others = f", or {' or '.join(out.choices[1:])}" if len(out.choices) > 1 else ""
+        return [*lines, f"format = {_quote(out.choices[0])}  # as is meant{others}"]
     if out.conversations or not isinstance(unknown, dict):
         return lines
     fields = _guess_turns(unknown) or _guess_pair(unknown)
@@ -124,17 +129,19 @@ def _has_text(turn: Any, name: str) -> bool:
 
 
 def _guess_pair(record: dict[str, Any]) -> dict[str, str]:
-    """Two text fields by their names; by their order where the names tell nothing."""
-    texts = [key for key, value in record.items() if isinstance(value, str)]
-
-    def find(names: tuple[str, ...], others: list[str]) -> str:
-        close = (key for name in names for key in texts if name in key.lower() and key not in others)
-        return next(close, next((key for key in texts if key not in others), "..."))
-
-    system = next((key for key in _SYSTEMS if key in texts), "")
-    question = find(_QUESTIONS, [system])
-    answer = find(_ANSWERS, [system, question])
-    return {"question": question, "answer": answer} | ({"system": system} if system else {})
+    """Two text fields by their names, or where these tell nothing the longest ones; with context and system prompt."""
+    texts = {key: value for key, value in record.items() if isinstance(value, str)}
+    found = {"system": next((key for key in SYSTEM_KEYS if key in texts), "")}
+    for part, names in (("question", _QUESTIONS), ("answer", _ANSWERS)):
+        free = [key for key in texts if key not in found.values()]
+        found[part] = next((key for name in names for key in free if name in key.lower()), "")
+    found["context"] = next((key for key in (*CONTEXTS, "input") if key in texts and key not in found.values()), "")
+    missing = [part for part in ("question", "answer") if not found[part]]
+    free = [key for key in texts if key not in (*found.values(), *detect.ID_KEYS)]
+    longest = sorted(free, key=lambda key: -len(texts[key]))[: len(missing)]
+    left = iter(key for key in free if key in longest)
+    found |= {part: next(left, "...") for part in missing}
+    return {part: found[part] for part in ("question", "context", "answer", "system") if found[part]}
 
 
 def _quote(text: str) -> str:

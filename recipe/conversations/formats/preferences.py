@@ -5,18 +5,24 @@ from typing import Any
 
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats.base import Format, Record, RefusedError, are_texts, keys, read_list
-from recipe.conversations.formats.pairs import read_history
+from recipe.conversations.formats.pair_lists import read_history
 from recipe.conversations.formats.transcripts import cut_hh
-from recipe.conversations.formats.turns import find_turns, read_context, read_system, read_turns
+from recipe.conversations.formats.turns import SYSTEM_KEYS, find_turns, read_context, read_system, read_turns
 from recipe.conversations.messages import Dialogue, Message, alternate, join_texts
 
-_CHOSEN = {"chosen": "rejected", "response_chosen": "response_rejected", "completion": ""}
+_CHOSEN = {
+    "chosen": "rejected",
+    "response_chosen": "response_rejected",
+    "preferred_output": "non_preferred_output",
+    "completion": "",
+}
 _PROMPTS = ("prompt", "instruction", "question", "query")
-_READS = frozenset({*_PROMPTS, "input", "history", "system", "system_prompt", "messages", "conversations"})
+_READS = frozenset({*_PROMPTS, *SYSTEM_KEYS, "input", "history", "messages", "conversations"})
 
 
 def read_preference(record: Record) -> Iterator[Dialogue]:
     """The prompt or the turns, then the chosen answer; the rejected answers are passed over."""
+    record = _open_input(record)
     chosen, rejected = _find_chosen(record)
     answer = _read_answer(record[chosen])
     if answer[0].role == "assistant":
@@ -28,14 +34,24 @@ def read_preference(record: Record) -> Iterator[Dialogue]:
 
 def is_preference(record: Record) -> bool:
     """Whether there is a chosen answer as a text, a turn or a list of turns, with something that it answers."""
+    record = _open_input(record)
     chosen, _ = _find_chosen(record)
-    if not chosen or not (answer := _read_answer(record[chosen])):
+    try:
+        answer = _read_answer(record[chosen]) if chosen else []
+    except RefusedError:  # it is one, and reading it says why not
+        return True
+    if not answer:
         return False
     if answer[0].role != "assistant":
         return any(message.role == "assistant" for message in answer) and chosen != "completion"
     if chosen == "completion" and isinstance(record["completion"], str):
         return False  # a pair without a ranking
     return _has_prompt(record)
+
+
+def _open_input(record: Record) -> Record:
+    """OpenAI's preference records have the messages and tools in `input`."""
+    return record | record["input"] if isinstance(record.get("input"), dict) else record
 
 
 def _find_chosen(record: Record) -> tuple[str, str]:
@@ -78,7 +94,8 @@ def _read_prompt(record: Record) -> list[Message]:
         return [Message("system", system), *turns] if system and turns[0].role != "system" else turns
     if turns := cut_hh(prompt):
         return turns
-    return alternate(*read_history(record.get("history")), join_texts(prompt, record.get("input")), system=system)
+    question = alternate(join_texts(prompt, record.get("input")))
+    return [*alternate(system=system), *read_history(record.get("history")), *question]
 
 
 def _end_before(turns: list[Message], answer: list[Message]) -> list[Message]:

@@ -1,20 +1,23 @@
 """Tool calls as text: the tools are described in the system message, a call is an answer, its result a user turn."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
-from recipe.conversations.formats.base import Record, read_json
+from recipe.conversations.cleaning.accounting import Drop
+from recipe.conversations.formats.base import Record, RefusedError, read_json
 from recipe.conversations.messages import Message, join_texts, read_text
 
 CALL_ROLES = ("function_call", "function-call", "tool_call", "tool_calls")
-RESULT_ROLES = ("observation", "tool", "function", "function_response", "function-response", "tool_response")
+RESULT_ROLES = ("observation", "tool", "function", "function_response", "function-response", "tool_response", "ipython")
 TOOL_ROLES = {**dict.fromkeys(CALL_ROLES, "assistant"), **dict.fromkeys(RESULT_ROLES, "user")}
 _INTRODUCTION = "You can call these tools, with JSON as your whole answer:\n"
 
 
 def describe(tools: Any) -> str:
-    """The text that tells the model of its tools: `tools` is a list of descriptions, or that as JSON; "" for none."""
+    """The text that tells the model of its tools, "" for none: a description, a list of them, or that as JSON text."""
     text = read_text(tools) if isinstance(tools, str) else ""
+    tools = [tools] if isinstance(tools, dict) else tools
     if isinstance(tools, list) and tools:
         text = _dump([_unwrap(tool) for tool in tools])
     return _INTRODUCTION + text if _holds_tools(text) else ""
@@ -24,25 +27,41 @@ def _holds_tools(text: str) -> bool:
     try:
         return bool(json.loads(text))
     except (ValueError, RecursionError):
-        return bool(text.strip())
+        return text.strip().lower() not in ("", "none", "n/a")
 
 
 def read_calls(turn: Record) -> str:
     """OpenAI's `tool_calls` (or the older `function_call`) as JSON: one call as an object, several as a list."""
     calls = turn.get("tool_calls") or turn.get("function_call")
-    calls = [_read_call(call) for call in (calls if isinstance(calls, list) else [calls])]
-    calls = [call for call in calls if call]
+    calls = read_json(calls) or calls if isinstance(calls, str) else calls
+    return _dump_calls([_read_call(call) or call for call in (calls if isinstance(calls, list) else [calls])])
+
+
+def read_blocks(parts: list[Any]) -> str:
+    """The text of a turn's parts; Anthropic's `tool_use` and `tool_result` blocks as OpenAI's calls and results."""
+    blocks = [part for part in parts if isinstance(part, dict) and part.get("type") in ("tool_use", "tool_result")]
+    if not blocks:
+        return read_text(parts)
+    results = [read_result(part.get("content")) for part in blocks if part["type"] == "tool_result"]
+    uses = [part for part in blocks if part["type"] == "tool_use"]
+    calls = [{"name": part.get("name"), "arguments": part.get("input")} for part in uses]
+    return join_texts(*results, read_text(parts), _dump_calls(calls))
+
+
+def _dump_calls(calls: list[Any]) -> str:
     return _dump(calls[0] if len(calls) == 1 else calls) if calls else ""
 
 
 def read_call_with_result(turn: Record) -> list[Message]:
     """ChatGLM3's tool turn, which holds a call and its result."""
     call = {"name": turn.get("name"), "arguments": turn.get("parameters")}
-    return [Message("assistant", _dump(call)), Message("user", _read_result(turn.get("observation")))]
+    return [Message("assistant", _dump(call)), Message("user", read_result(turn.get("observation")))]
 
 
-def _read_result(result: Any) -> str:
-    return result if isinstance(result, str) else _dump(result)
+def read_result(result: Any) -> str:
+    """A tool's result: text or typed parts of text as they are, any other value as JSON."""
+    text = "" if isinstance(result, dict) else read_text(result)
+    return text if text or not result else _dump(result)
 
 
 def _read_call(call: Any) -> Record | None:
@@ -70,7 +89,14 @@ def _dump(value: Any) -> str:
 
 
 def with_tools(messages: list[Message], system: str, tools: Any) -> list[Message]:
-    """The messages with tool roles renamed, and one system message: `system`, their own, the tools' description."""
+    """The messages with tool roles renamed, and one system message: `system`, their own, the tools' description.
+
+    Raises RefusedError for a result behind a blank answer: without its call it would pass for a question.
+    """
+    for before, item in pairwise(messages):
+        is_call = before.role in ("assistant", *CALL_ROLES)
+        if item.role in RESULT_ROLES and is_call and not before.content.strip():
+            raise RefusedError(Drop.UNKNOWN_FORMAT, "a tool's result without the call before it")
     messages = [Message(TOOL_ROLES.get(item.role, item.role), item.content, item.trained) for item in messages]
     opening = [system]
     if messages and messages[0].role == "system":

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from recipe.conversations.formats.base import Format, Record, keys
+from recipe.conversations.formats.base import Format, Record, are_strings, keys
 from recipe.conversations.messages import Dialogue, Message, read_text
 
 _HH = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
@@ -11,8 +11,11 @@ _BAIZE = re.compile(r"\[\|(Human|AI)\|\][ ]?")
 _BELLE = re.compile(r"(?:\A|\n)(Human|Assistant)[:：][ ]?")
 _MOSS = re.compile(r"\[(Human|MOSS)\]: ?|<\|(Human|MOSS)\|>: ?")
 _MOSS_END = re.compile(r"<eo[a-z]>\Z")
-_GUANACO = re.compile(r"###[ ]?(Human|Assistant):[ ]?")
+_GUANACO = re.compile(r"###[ ]?(Human|User|Assistant):[ ]?")
 _OIG = re.compile(r"(?:\A|\n)<(human|bot)>:[ ]?")
+_USER = re.compile(r"(?:\A|\n)(User|Assistant)[:：][ ]?")
+_HUMANS = ("human", "user")
+_ROLES = {**dict.fromkeys((*_HUMANS, "[inst]"), "user"), "system": "system"}  # any other label: the assistant
 _TEXT_LABELS = (_GUANACO, _OIG)
 
 
@@ -23,8 +26,7 @@ def cut(transcript: str, label: re.Pattern[str]) -> list[Message]:
     turns = []
     for at in range(1, len(parts), groups + 1):
         speaker = next(name for name in parts[at : at + groups] if name)
-        role = "user" if speaker.lower() == "human" else "assistant"
-        turns.append(Message(role, parts[at + groups].strip()))
+        turns.append(Message(_ROLES.get(speaker.lower(), "assistant"), parts[at + groups].strip()))
     return turns
 
 
@@ -40,7 +42,8 @@ def read_hh(record: Record) -> Iterator[Dialogue]:
 
 
 def is_hh(record: Record) -> bool:
-    return isinstance(record.get("chosen"), str) and "Human:" in record["chosen"] and bool(_HH.search(record["chosen"]))
+    chosen = record.get("chosen")
+    return isinstance(chosen, str) and "Human:" in chosen and _HH.match(chosen) is not None and not record.get("prompt")
 
 
 def read_baize(record: Record) -> Iterator[Dialogue]:
@@ -67,6 +70,24 @@ def is_belle(record: Record) -> bool:
     return (
         instruction.startswith(("Human:", "Human：")) and re.search(r"\nAssistant[:：]\s*\Z", instruction) is not None
     )
+
+
+def read_guanaco(record: Record) -> Iterator[Dialogue]:
+    """Earlier turns are in the instruction, the question is in the input, each with its label."""
+    turns = cut("\n".join(text for text in (record["instruction"], record["input"]) if text), _USER)
+    if turns[-1] == Message("assistant", ""):
+        turns.pop()
+    yield Dialogue([*turns, Message("assistant", read_text(record["output"]))])
+
+
+def is_guanaco(record: Record) -> bool:
+    """Whether the instruction is a transcript; or where there is none, the input begins as one."""
+    if not are_strings(record, "instruction", "input", "output"):
+        return False
+    earlier = record["instruction"]
+    if not earlier.strip():
+        return record["input"].startswith(("User:", "User："))
+    return earlier.startswith(("User:", "User：")) and re.search(r"\nAssistant[:：]", earlier) is not None
 
 
 def read_moss(record: Record) -> Iterator[Dialogue]:
@@ -103,7 +124,7 @@ def _find_label(text: str) -> re.Pattern[str] | None:
     """The labels of which one asks and a later one answers."""
     for label in _TEXT_LABELS:
         found = label.search(text)
-        if found and found[1].lower() == "human" and len({name.lower() for name in label.findall(text)}) == 2:
+        if found and found[1].lower() in _HUMANS and len({name.lower() for name in label.findall(text)}) == 2:
             return label
     return None
 
@@ -128,6 +149,13 @@ TRANSCRIPTS = {
         keys("instruction output"),
         is_belle,
         read_belle,
+        specific=True,
+    ),
+    "guanaco": Format(
+        '{"instruction": "User: ...\\nAssistant: ...", "input": "User: ...", "output": "..."}',
+        keys("instruction input output"),
+        is_guanaco,
+        read_guanaco,
         specific=True,
     ),
     "moss": Format(

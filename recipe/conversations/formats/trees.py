@@ -1,6 +1,6 @@
 """Trees of messages: Open Assistant's ranked replies, as trees or one message a record, and ChatGPT's own export."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from recipe.conversations.cleaning.accounting import Drop
@@ -14,8 +14,9 @@ _IMAGE = "image_asset_pointer"
 
 
 def read_best_path(record: Record) -> Iterator[Dialogue]:
-    """From the root along the best-ranked replies; every other message is passed over."""
-    path, node = [], record["prompt"]
+    """From the root along the best-ranked replies that reviewers left; every other message is passed over."""
+    path = []
+    node: Record | None = _check_root(record["prompt"])
     while node is not None:
         path.append(_read_node(node))
         node = min(_find_replies(node), key=_rank, default=None)
@@ -23,15 +24,18 @@ def read_best_path(record: Record) -> Iterator[Dialogue]:
 
 
 def read_all_paths(record: Record) -> Iterator[Dialogue]:
-    """Every path from the root to a leaf, best-ranked first."""
-    open_paths: list[tuple[Any, tuple[Message, ...]]] = [(record["prompt"], ())]
+    """Every path from the root to a leaf, best-ranked first; messages that reviewers took out are passed over."""
+    root = _check_root(record["prompt"])
+    taken_out = _count(root) - _count(root, _find_replies)
+    open_paths: list[tuple[Any, tuple[Message, ...]]] = [(root, ())]
     while open_paths:
         node, before = open_paths.pop()
         path = (*before, _read_node(node))
         replies = sorted(_find_replies(node), key=_rank, reverse=True)
         open_paths += [(reply, path) for reply in replies]
         if not replies:
-            yield Dialogue(list(path))
+            yield Dialogue(list(path), taken_out)
+            taken_out = 0
 
 
 def is_tree(record: Record) -> bool:
@@ -43,7 +47,22 @@ def _read_node(node: Record) -> Message:
     return Message(read_role(node.get("role")), read_text(node.get("text")))
 
 
+def _check_root(root: Record) -> Record:
+    if _is_taken_out(root):
+        raise RefusedError(Drop.MARKED_BAD, "its first message is deleted, or failed its review")
+    return root
+
+
+def _is_taken_out(node: Record) -> bool:
+    return node.get("deleted") is True or node.get("review_result") is False
+
+
 def _find_replies(node: Record) -> list[Record]:
+    """The replies that are neither deleted nor failed their review."""
+    return [reply for reply in _find_all_replies(node) if not _is_taken_out(reply)]
+
+
+def _find_all_replies(node: Record) -> list[Record]:
     replies = node.get("replies")
     return [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
 
@@ -54,12 +73,12 @@ def _rank(node: Record) -> float:
     return rank if isinstance(rank, (int, float)) else float("inf")
 
 
-def _count(root: Record) -> int:
+def _count(root: Record, find: Callable[[Record], list[Record]] = _find_all_replies) -> int:
     count, open_nodes = 0, [root]
     while open_nodes:
         node = open_nodes.pop()
         count += 1
-        open_nodes += _find_replies(node)
+        open_nodes += find(node)
     return count
 
 
@@ -140,6 +159,8 @@ def _is_shown(node: Any) -> bool:
     content = message.get("content") if isinstance(message, dict) else None
     return (
         isinstance(content, dict)
+        and isinstance(message, dict)
+        and not _is_hidden(message)
         and content.get("content_type") not in _HIDDEN
         and any(part if isinstance(part, str) else part is not None for part in _read_parts(content))
     )
@@ -147,13 +168,26 @@ def _is_shown(node: Any) -> bool:
 
 def _read_parts(content: Record) -> list[Any]:
     parts = content.get("parts")
-    return parts if isinstance(parts, list) else [content.get("text")]
+    return parts if isinstance(parts, list) else [content.get("text") or content.get("result")]
+
+
+def _is_hidden(message: Record) -> bool:
+    metadata = message.get("metadata")
+    is_marked = isinstance(metadata, dict) and metadata.get("is_visually_hidden_from_conversation") is True
+    return is_marked or message.get("weight") == 0
+
+
+def _is_tool(node: Record) -> bool:
+    message = node.get("message")
+    author = message.get("author") if isinstance(message, dict) else None
+    return isinstance(author, dict) and author.get("role") == "tool"
 
 
 def _read_export(node: Record) -> Message | None:
-    """The node's turn, None where the page showed none. A call of a tool is an answer, its result a user turn."""
+    """The node's turn, None where the page showed none. A call of a tool is an answer, its result a user turn: a blank
+    one where it was not shown, so that the call is not joined to the answer behind it."""
     if not _is_shown(node):
-        return None
+        return Message("user", "") if _is_tool(node) else None
     message = node["message"]
     parts = _read_parts(message["content"])
     if any(isinstance(part, dict) for part in parts):

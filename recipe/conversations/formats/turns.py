@@ -6,14 +6,15 @@ from typing import Any
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats import tools
 from recipe.conversations.formats.base import Format, Record, RefusedError, is_list_of, keys, read_list
+from recipe.conversations.formats.marks import check_parts, is_trained, refuse_media
 from recipe.conversations.messages import ROLES, Dialogue, Message, join_texts, read_role, read_text
 
-LIST_KEYS = ("messages", "conversations", "conversation", "items", "data", "dialogue", "turns")
+LIST_KEYS = (
+    "messages", "conversations", "conversation", "items", "data", "dialogue", "turns", "dialog", "chat", "contents"
+)  # fmt: skip
 _LIST_KEYS = frozenset(LIST_KEYS)
-TEXT_KEYS = ("value", "content", "text")
-MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file")
-_OFF = ("weight", "loss_weight", "loss", "train", "training", "train_on_turn")  # 0 or false: without a loss
-_MASKED = ("masked", "mask")  # 1 or true: without a loss
+TEXT_KEYS = ("value", "content", "text", "parts")
+SYSTEM_KEYS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 
 
 def read_turns(turns: Iterable[Any], role_key: str = "role", roles: Mapping[str, str] = ROLES) -> list[Message]:
@@ -32,36 +33,31 @@ def read_turns(turns: Iterable[Any], role_key: str = "role", roles: Mapping[str,
         if content.__class__ is str and len(turn) == 2:  # nearly every turn there is
             messages.append(Message(name, content))
         else:
-            messages.append(_read_turn(turn, name, content))
+            messages.append(read_turn(turn, name, content))
     return messages
 
 
-def _read_turn(turn: Record, name: str, content: Any) -> Message:
+def read_turn(turn: Record, name: str, content: Any) -> Message:
+    """The turn of a role with its tool calls and marks. Raises RefusedError where it is not text alone."""
+    refuse_media(turn, "a turn")
     if content is None:
         content = next((turn[key] for key in TEXT_KEYS if turn.get(key) is not None), None)
-    if isinstance(content, list):
-        refuse_media(content)
-    text = read_text(content)
+    text = tools.read_result(content) if name in tools.RESULT_ROLES else read_parts(content)
     if turn.get("tool_calls") or turn.get("function_call"):
         text = join_texts(text, tools.read_calls(turn))
+    if name == "system" and turn.get("tools"):  # ChatGLM4
+        text = join_texts(text, tools.describe(turn["tools"]))
     return Message(name, text, name in ("user", "system") or is_trained(turn))
 
 
-def is_trained(turn: Record) -> bool:
-    """Whether nothing in the turn says that it is without a loss: OpenAI's `weight: 0`, axolotl's `train: false`."""
-    return not (any(is_zero(turn.get(key)) for key in _OFF) or any(turn.get(key) in (1, True) for key in _MASKED))
-
-
-def is_zero(value: Any) -> bool:
-    """Whether `value` is false or the number 0."""
-    return isinstance(value, (bool, int, float)) and value == 0
-
-
-def refuse_media(parts: list[Any]) -> None:
-    """Raises RefusedError where a typed part is an image, sound or video: the text alone would mean something else."""
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") in MEDIA_PARTS:
-            raise RefusedError(Drop.MEDIA, f"a turn with a part of type {part['type']!r}")
+def read_parts(content: Any) -> str:
+    """The text of a turn's content. Raises RefusedError where a part of it is not text."""
+    if isinstance(content, dict) and "parts" in content:
+        content = content["parts"]
+    if isinstance(content, list):
+        check_parts(content)
+        return tools.read_blocks(content)
+    return read_text(content)
 
 
 def find_turns(record: Record) -> list[tuple[str, str]]:
@@ -99,18 +95,17 @@ def read_context(record: Record, roles: Mapping[str, str] = ROLES) -> list[Messa
         if read_turns(read_list(record[other]), other_role, roles) != messages:
             raise RefusedError(Drop.AMBIGUOUS, f"{key!r} and {other!r} hold different turns")
     system = read_system(record)
-    has_tools = bool(record.get("tools")) or not tools.TOOL_ROLES.keys().isdisjoint([item.role for item in messages])
+    described = record.get("tools") or record.get("functions")
+    has_tools = bool(described) or not tools.TOOL_ROLES.keys().isdisjoint([item.role for item in messages])
     if not (system or has_tools):
         return messages
-    return tools.with_tools(messages, system, record.get("tools"))
+    return tools.with_tools(messages, system, described)
 
 
 def read_system(record: Record) -> str:
     """The system prompt beside a record's turns, or ""."""
-    for key in ("system", "system_prompt"):
-        if isinstance(record.get(key), str) and record[key].strip():
-            return str(record[key])
-    return ""
+    given = (record[key] for key in SYSTEM_KEYS if isinstance(record.get(key), (str, list, dict)))
+    return join_texts(*dict.fromkeys(map(read_text, given)))
 
 
 def is_sharegpt(record: Record) -> bool:
@@ -132,7 +127,7 @@ def is_crosswoz(record: Record) -> bool:
     )
 
 
-_READS = frozenset({"system", "system_prompt", "tools"})
+_READS = frozenset({*SYSTEM_KEYS, "tools", "functions"})
 CROSSWOZ = {
     "crosswoz": Format(
         '{"7": {"messages": [{"role": "usr", "content": "..."}, ...]}}',

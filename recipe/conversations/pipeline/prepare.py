@@ -54,7 +54,8 @@ class Preparation:
             self.rejected.append(item)
             return None
         account.came(len(item.messages) + item.passed_over)
-        account.dropped_turns[Drop.PASSED_OVER] += item.passed_over
+        account.dropped_turns[Drop.PASSED_OVER] += item.passed_over - item.unranked
+        account.dropped_turns[Drop.UNRANKED] += item.unranked
         share = self.source.share
         if share < 1 and draw(item.id, item.source, self.corpus.seed) >= share:
             account.dropped(Drop.SAMPLED_OUT, len(item.messages))

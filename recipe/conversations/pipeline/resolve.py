@@ -10,7 +10,7 @@ from recipe.conversations import identity, templates
 from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
 from recipe.conversations.formats.base import Format
-from recipe.conversations.formats.fields import build_format
+from recipe.conversations.formats.fields import build_format, check_roles
 from recipe.conversations.messages import Conversation
 from recipe.conversations.readers import compressed
 from recipe.core import config as configs
@@ -113,7 +113,7 @@ def _check_files(corpus: Corpus, base: Path) -> None:
             raise UsageError(f"the name {printable(path)} is not UTF-8, expected text in UTF-8: rename the file")
         if not Path(path).exists():
             raise UsageError(
-                f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines or Parquet)"
+                f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines, CSV or Parquet)"
             )
         if not (Path(path).is_file() or Path(path).is_dir()):
             raise UsageError(
@@ -146,7 +146,7 @@ def _check_reading(source: Source) -> None:
         detect.named(source.format)
     if source.fields:
         build_format(source.fields, source.roles)
-    detect.check_roles(source.roles)
+    check_roles(source.roles, bool(source.fields))
 
 
 def read_prompts(path: Path) -> Iterator[str]:

@@ -217,6 +217,8 @@ def _report_oddities(selection: Selection) -> None:
         say(f"{item.source}, byte {item.offset:,}: {item.reason}: {printable(item.detail)}")
     if selection.rejected > len(selection.shown):
         say(f"and {selection.rejected - len(selection.shown):,} more rejected records: see rejected.jsonl")
+    if unranked := sum(account.dropped_turns[Drop.UNRANKED] for account in selection.accounts.values()):
+        say(f"of several answers the first was taken, {unranked:,} others were not: answers = 'all' takes them all")
     unfilled = sum((account.placeholders for account in selection.accounts.values()), Counter[str]())
     if unfilled:
         names = ", ".join(f"{{{{{name}}}}} in {count:,}" for name, count in unfilled.most_common(5))

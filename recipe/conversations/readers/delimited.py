@@ -40,10 +40,12 @@ def records(path: Path, source: str) -> Iterator[Record | Rejected]:
             header = next(lines, "").removeprefix("\ufeff")
         except _TooLargeError:
             header = ""
+        if "\0" in header:
+            raise RecipeError(f"{printable(str(path))} is not in UTF-8 (its header has NUL bytes): save it as UTF-8")
         delimiter = "\t" if _suffix(path) == ".tsv" else max(_DELIMITERS, key=header.count)
-        names = next(csv.reader([header], delimiter=delimiter), [])
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         _check_names(path, names)
-        yield from _rows(csv.reader(lines, delimiter=delimiter), lines, names, source)
+        yield from _rows(csv.reader(lines, delimiter=delimiter, strict=True), lines, names, source)
         if stream and stream.damage:
             detail = f"the compressed file is damaged ({stream.damage}); the rest of it was lost"
             yield Rejected(source, 0, Drop.CUT_OFF, detail)
@@ -53,7 +55,7 @@ def _check_names(path: Path, names: list[str]) -> None:
     shown = printable(str(path))
     if not any(names):
         raise RecipeError(f"{shown} has no header: expected the names of its columns in the first line")
-    if len(set(names)) < len(names) or not all(names):
+    if len(set(names)) < len(names) or not all(names[1:]):  # pandas writes its index first, without a name
         raise RecipeError(f"{shown} has the header {snippet(names)}: expected a different name for every column")
 
 
@@ -61,7 +63,7 @@ class _Lines:
     """The file's lines; at most 64 MB of them between two calls of `end_row`."""
 
     def __init__(self, file: IO[str]) -> None:
-        self._file, self._taken = file, 0
+        self._file, self.taken, self.is_at_end = file, 0, False
 
     def __iter__(self) -> "_Lines":
         return self
@@ -69,14 +71,15 @@ class _Lines:
     def __next__(self) -> str:
         line = self._file.readline(MAX_RECORD + 1)
         if not line:
+            self.is_at_end = True
             raise StopIteration
-        self._taken += len(line)
-        if self._taken > MAX_RECORD:
+        self.taken += len(line)
+        if self.taken > MAX_RECORD:
             raise _TooLargeError
         return line
 
     def end_row(self) -> None:
-        self._taken = 0
+        self.taken = 0
 
 
 def _rows(rows: Iterator[list[str]], lines: _Lines, names: list[str], source: str) -> Iterator[Record | Rejected]:
@@ -86,10 +89,16 @@ def _rows(rows: Iterator[list[str]], lines: _Lines, names: list[str], source: st
             cells = next(rows)
         except StopIteration:
             return
-        except (_TooLargeError, csv.Error):
+        except _TooLargeError:
             detail = "a row is over 64 MB; it and all after it were not read"
             yield Rejected(source, number, Drop.TOO_LARGE, detail)
             return
+        except csv.Error as error:  # the reader begins anew at the next line
+            detail = f"{error}, in {lines.taken:,} characters"
+            yield Rejected(source, number, Drop.CUT_OFF if lines.is_at_end else Drop.WRONG_CELLS, detail)
+            number += 1
+            lines.end_row()
+            continue
         lines.end_row()
         if not cells:  # an empty line
             continue

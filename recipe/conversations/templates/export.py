@@ -10,6 +10,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 
 CONFIG = "tokenizer_config.json"
+MARKED_FILE = "chat_template_generation.jinja"  # no program reads it by itself
 SEPARATE_FILE = "chat_template.jinja"  # newer transformers prefer it to the entry in tokenizer_config.json
 
 
@@ -27,6 +28,15 @@ def write_chat_template(folder: Path, name: str) -> str:
         file.write(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     (folder / SEPARATE_FILE).unlink(missing_ok=True)
     return config["chat_template"]
+
+
+def write_marked_template(folder: Path, name: str) -> None:
+    """Write the template with `{% generation %}` marks beside the tokenizer, for those who train on.
+
+    With it `apply_chat_template(..., return_assistant_tokens_mask=True)` of transformers masks what is trained here.
+    """
+    text = templates.chat_template(name, generation=True, bos=begins_with_bos(_load(folder)))
+    (folder / MARKED_FILE).write_text(text, encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

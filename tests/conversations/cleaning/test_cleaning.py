@@ -51,6 +51,12 @@ def test_code_of_a_page_comes_out_to_the_letter() -> None:
     assert clean_text(page(CODE, "c++")) == f"See:\n\n```c++\n{CODE}\n```\n\nDone."
 
 
+def test_the_bar_above_code_names_its_language() -> None:
+    bar = '<div class="flex">c++<button class="x"><svg></svg>Copy code</button></div>'
+    markup = f"<p>See:</p><pre>{bar}<div><code>int x;\n</code></div></pre>"
+    assert clean_text(markup) == "See:\n\n```c++\nint x;\n```"
+
+
 def test_a_fence_inside_code_stays_inside() -> None:
     assert clean_text(page("```\nx\n```", "markdown")) == "See:\n\n````markdown\n```\nx\n```\n````\n\nDone."
 
@@ -78,6 +84,12 @@ def test_pure_html_is_a_page_only_with_a_sign_of_one() -> None:
     bare = "<p>Use <b>these</b>:</p>\n<ul><li>one</li></ul>"
     assert clean_turn(bare, "assistant") == (bare, [])
     assert clean_turn(bare, "assistant", is_page=True) == ("Use **these**:\n\n- one", [Change.MARKUP])
+    for code in (
+        '<p class="flex group prose message">',
+        '<p><button class="x">Send</button>',
+        '<p class="markdown-body">',
+    ):
+        assert clean_turn(bare.replace("<p>", code, 1), "assistant")[1] == []
     for sign in ('<p class="whitespace-pre-wrap">', '<p><button class="x">Copy</button>', '<p><code class="hljs">'):
         assert clean_turn(bare.replace("<p>", sign, 1), "assistant")[1] == [Change.MARKUP]
 
@@ -92,11 +104,31 @@ def test_prose_of_a_page_is_not_escaped(prose: str) -> None:
 
 def test_subscripts_and_superscripts_stay_apart_from_their_base() -> None:
     assert clean_text('<div class="markdown"><p>H<sub>2</sub>O, x<sup>10</sup></p></div>') == "H_2O, x^{10}"
+    assert clean_text('<div class="markdown"><p>x<sub><em>i</em></sub>y</p></div>') == "x_{*i*}y"
+
+
+def test_drawings_of_a_page_are_left_out() -> None:
+    page = '<div class="markdown"><p>See</p><svg><path d="M1 1"></path></svg><p>here.</p></div>'
+    assert clean_text(page) == "See\n\nhere."
+
+
+def test_a_page_that_stays_as_it_is_is_not_listed_as_changed() -> None:
+    page = '<div class="markdown"><svg></svg></div>'
+    assert clean_turn(page, "assistant") == (page, [])
 
 
 def test_white_space_that_a_page_shows_is_kept() -> None:
     text = "def f(x):\n    # one\n\n\n    return x  +  1"
     assert clean_text(f'<div class="text whitespace-pre-wrap">{text}</div>') == text
+    bold = text.replace("return", "<b>return</b>")
+    assert clean_text(f'<div class="whitespace-pre-wrap"><div>{bold}</div></div>') == text.replace(
+        "return", "**return**"
+    )
+
+
+def test_a_markdown_container_inside_shown_white_space_is_markdown() -> None:
+    page = '<div class="whitespace-pre-wrap"><div class="markdown prose">\n<p>one\n  two</p>\n<p>x</p>\n</div></div>'
+    assert clean_text(page) == "one\ntwo\n\nx"
 
 
 BOMBS = {
@@ -110,6 +142,8 @@ BOMBS = {
     "formulas": '<div class="markdown">' + '<span class="katex-mathml">' * 30_000 + "</div>",
     "scripts": '<div class="markdown">' + "<sub>" * 200_000 + "</div>",
     "fences": "```\n" * 200_000 + "Copy code",
+    "open elements of shown white space": '<p class="whitespace-pre-wrap">x ' * 25_000 + "</p>",
+    "nested scripts": '<div class="markdown"><p>' + "<sub>x<i>" * 80_000 + "</p></div>",
     "classes": '<p class="' + "flex " * 200_000 + "</p>",
 }
 
@@ -146,6 +180,11 @@ def test_a_tag_that_no_page_has_is_text() -> None:
     assert clean_text(text) == "Use Vec<T> and <K, V>."
 
 
+def test_markup_that_the_converter_refuses_is_kept() -> None:
+    page = '<div class="markdown"><p>' + 100 * "\0" + "a</p></div>"
+    assert clean_text(page) == page
+
+
 def test_a_bomb_of_elements_does_not_lose_the_text() -> None:
     assert "words" in clean_text("<div>" * 50_000 + "words" + "</div>")
 
@@ -159,6 +198,7 @@ UNTOUCHED = [
     '<form action="/go"><input name="q"></form>',
     "<html><body><p>mine</p></body></html>",
     "<p>only an opening",
+    'Use <div class="markdown">x</div>, or <div class="markdown-body prose">x</div>.',
     "the ratio is\n1 / 2\nof all",
     "1 / 2",
     "2 / 2 is 1\nyes",
@@ -224,6 +264,8 @@ def test_halves_of_surrogate_pairs_are_joined_or_replaced() -> None:
         ("u1 a1 a2", "u1 a1+2", {Drop.JOINED: 1}),
         ("u1 a1 u_ a2 u3 a3", "u1 a1 u3 a3", {Drop.BLANK: 1, Drop.UNASKED: 1}),
         ("u1 a_ u2 a2", "u2 a2", {Drop.BLANK: 1, Drop.UNANSWERED: 1}),
+        ("u1 a_ u_ a2", "", {Drop.BLANK: 2, Drop.UNANSWERED: 1, Drop.UNASKED: 1}),
+        ("u1 a_ u_ a2 u3 a3", "u3 a3", {Drop.BLANK: 2, Drop.UNANSWERED: 1, Drop.UNASKED: 1}),
         ("u_ u1 a1", "u1 a1", {Drop.BLANK: 1}),
         ("u1 u_ a1", "u1 a1", {Drop.BLANK: 1}),
         ("u1 a1 s2 u2 a2", "u1 a1 u2 a2", {Drop.MISPLACED_SYSTEM: 1}),

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from recipe.conversations.cleaning.accounting import Drop
+from recipe.conversations.formats import detect
 from recipe.conversations.formats.detect import find_nearest, read
 from recipe.conversations.messages import Conversation, Message
-from recipe.conversations.readers.json_stream import Rejected
+from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.core.errors import RecipeError
 from tests.conversations.published import SAMPLES
 
@@ -54,6 +55,21 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         ({**CHAT, "image": "a.png"}, Drop.MEDIA),
         ({**ALPACA, "videos": ["a.mp4"]}, Drop.MEDIA),
         ({**ALPACA, "audios": ["a.wav"]}, Drop.MEDIA),
+        ({"messages": [{"role": "user", "content": "<image>q", "images": ["a.png"]}, CHAT["messages"][1]]}, Drop.MEDIA),
+        ({**CHAT, "image_path": "a.png"}, Drop.MEDIA),
+        ({"messages": [{"role": "user", "content": [{"image": "a.png"}, {"text": "q"}]}]}, Drop.MEDIA),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [IMAGE]}]}]}, Drop.MEDIA),
+        ({"messages": [{"role": "user", "content": [{"type": "hologram", "text": "q"}]}]}, Drop.UNKNOWN_FORMAT),
+        ({"messages": [{"role": "assistant", "content": ""}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
+        ({"messages": [{"role": "tool_call", "content": " "}, {"role": "tool", "content": "7"}]}, Drop.UNKNOWN_FORMAT),
+        ({**ALPACA, "history": "q: a"}, Drop.UNKNOWN_FORMAT),
+        ({**ALPACA, "history": ["q"]}, Drop.UNKNOWN_FORMAT),
+        ({**ALPACA, "input": {"x": 1}}, Drop.UNKNOWN_FORMAT),
+        ({"prompt": "Shorten:", "input": "x y", "response": "x"}, Drop.UNKNOWN_FORMAT),
+        ({"instruction": "As a nurse:", "question": "q", "answer": "a"}, Drop.UNKNOWN_FORMAT),
+        ({"question": "q", "A": "x", "B": "y", "answer": "B"}, Drop.UNKNOWN_FORMAT),  # MMLU as CSV
+        ({"conversations": [{"question": "q", "answer": "a"}] * 2}, Drop.AMBIGUOUS),  # of one conversation, or of two
+        ({"request": CHAT, "response": {"choices": []}}, Drop.UNKNOWN_FORMAT),
         ({"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "q"}]}]}, Drop.MEDIA),
         ({"prompt": "q", "response": "a", "query": "r"}, Drop.AMBIGUOUS),
         ({"instruction": "q", "output": "a", "response": "b"}, Drop.AMBIGUOUS),
@@ -71,7 +87,16 @@ def test_a_record_that_must_not_be_read_has_a_reason(tmp_path: Path, record: dic
 
 @pytest.mark.parametrize(
     "mark",
-    [{"label": True}, {"kto_tag": True}, {"label": 0}, {"images": []}, {"image": None}, {"weight": 1}, {"train": True}],
+    [
+        {"image_url": "a.png"},
+        {"label": True},
+        {"kto_tag": True},
+        {"label": 0},
+        {"images": []},
+        {"image": None},
+        {"weight": 1},
+        {"train": True},
+    ],
 )
 def test_other_marks_keep_the_record(tmp_path: Path, mark: dict) -> None:
     (found,) = read_json(tmp_path / "a.json", [{**ALPACA, **mark}])
@@ -88,6 +113,9 @@ def test_other_marks_keep_the_record(tmp_path: Path, mark: dict) -> None:
         {"training": False},
         {"train_on_turn": False},
         {"masked": True},
+        {"loss_mask": 0},
+        {"train": "false"},
+        {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
     ],
 )
 @pytest.mark.parametrize(("key", "role", "text"), [("messages", "role", "content"), ("conversations", "from", "value")])
@@ -112,6 +140,18 @@ def test_a_chosen_answer_that_contradicts_the_turns_is_ambiguous(tmp_path: Path)
     )
     assert [message.content for message in same.messages] == ["q", "a"]
     assert other.reason is Drop.AMBIGUOUS
+
+
+def test_a_list_of_pairs_alone_is_read_as_its_format_says() -> None:
+    record = Record(0, {"conversations": [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]})
+    for name, expected in (("xtuner", [["q", "a", "r", "b"]]), ("question-answer", [["q", "a"], ["r", "b"]])):
+        found = list(detect.conversations(record, 0, "a", detect.named(name)))
+        assert [[message.content for message in item.messages] for item in found] == expected
+
+
+def test_what_would_be_left_out_of_the_question_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'context' would be left out of the question"):
+        read_json(tmp_path / "a.json", [{"question": "q", "answer": "a", "context": "c"}])
 
 
 def test_two_readings_ask_for_the_format(tmp_path: Path) -> None:
@@ -177,6 +217,8 @@ EXPECTED = (Message("user", "q"), Message("assistant", "a"))
         json.dumps({"version": "1.0", "data": [GOOD_PAIR] * 3}),
         json.dumps({"train": [GOOD_PAIR] * 2, "info": {"n": [1]}, "test": [GOOD_PAIR]}, indent=1),
         json.dumps({"items": [{"messages": MESSAGES}] * 3, "total": 3}),
+        json.dumps({"features": [], "rows": [{"row_idx": 0, "row": GOOD_PAIR}] * 3}),  # Hugging Face's viewer
+        "\n".join([json.dumps({"row_idx": 0, "row": GOOD_PAIR})] * 3),
         json.dumps([GOOD_PAIR]) + "\n" + json.dumps([GOOD_PAIR] * 2) + "\n",  # two files joined
     ],
 )
@@ -204,6 +246,19 @@ def test_flat_open_assistant_messages_become_trees(tmp_path: Path) -> None:
     assert lost.reason is Drop.UNKNOWN_FORMAT
 
 
+def test_what_reviewers_took_out_of_a_tree_is_passed_over(tmp_path: Path) -> None:
+    def reply(text: str, **marks: object) -> dict:
+        return {"text": text, "role": "assistant", "replies": [], **marks}
+
+    replies = [reply("deleted", rank=0, deleted=True), reply("spam", review_result=False), reply("good", rank=1)]
+    tree = {"text": "q", "role": "prompter", "review_result": True, "replies": replies}
+    found, rejected = read_json(tmp_path / "a.json", [{"prompt": tree}, {"prompt": {**tree, "deleted": True}}])
+    assert ([message.content for message in found.messages], found.passed_over) == (["q", "good"], 2)
+    assert rejected.reason is Drop.MARKED_BAD
+    (only,) = detect.conversations(Record(0, {"prompt": tree}), 0, "a", detect.named("oasst-all"))
+    assert ([message.content for message in only.messages], only.passed_over) == (["q", "good"], 2)
+
+
 def test_a_chain_of_flat_messages_is_not_nested_without_bound(tmp_path: Path) -> None:
     chain = [
         {"message_id": str(n), "parent_id": str(n - 1) if n else None, "message_tree_id": "1", "role": "x", "text": "y"}
@@ -228,11 +283,13 @@ def test_a_hostile_transcript_is_read_in_linear_time(tmp_path: Path, text: str) 
     records = [
         {"plain_text": f"[Human]: q{text}x[MOSS]: a{text}"},
         {"text": f"### Human: q{text}### Assistant: a{text}"},
+        {"text": f"<s>[INST] <<SYS>>\n{text} [/INST] a{text}" + "[INST]" * 10_000},
         {"instruction": f"Human:q{text}\nAssistant:", "output": text},
+        {"instruction": f"User: q{text}\nAssistant: a", "input": f"User: {text}", "output": text},
         {"chosen": f"\n\nHuman: q{text}\n\nAssistant: a{text}", "rejected": ""},
     ]
     started = time.process_time()
-    assert len(read_json(tmp_path / "a.json", records)) == 4
+    assert len(read_json(tmp_path / "a.json", records)) == 6
     assert time.process_time() - started < 10
 
 
@@ -255,6 +312,28 @@ def test_a_chatgpt_export_with_tools_and_images(tmp_path: Path) -> None:
     roles = ["user", "assistant", "user", "assistant"]
     assert [(m.role, m.content) for m in found.messages] == list(zip(roles, ["q", "1+1", "2", "two"], strict=True))
     assert rejected.reason is Drop.MEDIA
+
+
+def test_a_chatgpt_export_shows_what_the_page_showed(tmp_path: Path) -> None:
+    def node(parent: str | None, role: str, text: str, **more: object) -> dict:
+        content = {"content_type": "text", "parts": [text]}
+        return {"parent": parent, "message": {"author": {"role": role}, "content": content, **more}}
+
+    mapping = {
+        "a": node(None, "system", "hidden", metadata={"is_visually_hidden_from_conversation": True}),
+        "b": node("a", "user", "q"),
+        "c": node("b", "assistant", "hidden too", weight=0.0),
+        "d": node("c", "assistant", "search(x)", recipient="browser"),
+        "e": node("d", "tool", ""),
+        "f": node("e", "assistant", "a", weight=1.0),
+    }
+    mapping["e"]["message"]["content"] = {"content_type": "tether_browsing_display", "result": "found"}
+    shown, blank = read_json(
+        tmp_path / "a.json",
+        [{"mapping": mapping}, {"mapping": mapping | {"e": node("d", "tool", "")}}],
+    )
+    assert [message.content for message in shown.messages] == ["q", "search(x)", "found", "a"]
+    assert [message.content for message in blank.messages] == ["q", "search(x)", "", "a"]
 
 
 def test_a_file_cut_in_its_first_record_is_refused(tmp_path: Path) -> None:

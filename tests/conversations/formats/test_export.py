@@ -46,6 +46,16 @@ def test_an_untrained_answer_is_marked_in_the_export(tmp_path: Path, format: str
     assert [message.trained for message in found.messages] == [True, True, False, True, True]
 
 
+def test_a_program_that_would_train_every_answer_is_not_told_of_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = as_turns(MESSAGES)
+    marked[2]["trained"] = False
+    export.write(write_corpus(tmp_path / "mine", marked), tmp_path, "sharegpt")
+    assert not (tmp_path / "dataset_info.json").exists()
+    assert "LLaMA-Factory cannot leave out" in capsys.readouterr().err
+
+
 def test_alpaca_cannot_mark_an_untrained_answer(tmp_path: Path) -> None:
     marked = as_turns(MESSAGES)
     marked[2]["trained"] = False

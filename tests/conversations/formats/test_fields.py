@@ -4,7 +4,7 @@ import pytest
 
 from recipe.conversations.cleaning.accounting import Drop
 from recipe.conversations.formats import detect
-from recipe.conversations.formats.fields import build_format, get_path
+from recipe.conversations.formats.fields import build_format, check_roles, get_path
 from recipe.conversations.readers.json_stream import Record, Rejected
 from recipe.core.errors import UsageError
 
@@ -91,7 +91,26 @@ def test_fields_that_mean_nothing_are_refused(fields: dict, message: str) -> Non
 
 def test_a_role_must_be_one_of_three() -> None:
     with pytest.raises(UsageError, match="maps client to nurse"):
-        detect.check_roles({"client": "nurse"})
+        check_roles({"client": "nurse"}, has_fields=True)
+
+
+def test_a_known_role_gets_another_meaning_only_with_fields() -> None:
+    with pytest.raises(UsageError, match="maps Human, which is known as user"):
+        check_roles({"Human": "assistant"}, has_fields=False)
+    turns = {"log": [{"from": "gpt", "value": "q"}, {"from": "human", "value": "a"}]}
+    assert read(turns, {"messages": "log"}, {"Human": "assistant", "gpt": "user"}) == [QA]
+
+
+def test_tool_calls_and_media_are_those_of_a_known_format() -> None:
+    call = {"who": "assistant", "says": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    turns = [{"who": "user", "says": "q"}, call, {"who": "tool", "says": "7"}, {"who": "assistant", "says": "a"}]
+    fields = {"messages": "log", "role": "who", "content": "says"}
+    expected = [("user", "q"), ("assistant", '{"name": "f", "arguments": {}}'), ("user", "7"), ("assistant", "a")]
+    assert read({"log": turns}, fields) == [expected]
+    seen = {"log": [{"who": "user", "says": "q", "image": "a.png"}, {"who": "assistant", "says": "a"}]}
+    (found,) = detect.conversations(Record(0, seen), 0, "a", build_format(fields, {}))
+    assert isinstance(found, Rejected)
+    assert found.reason is Drop.MEDIA
 
 
 @pytest.mark.parametrize("path", ["a.9", "a.x", "b.c", "a.0.b.c", "a.-1", ""])

@@ -10,7 +10,8 @@ from recipe.conversations.formats import detect
 from recipe.conversations.formats.detect import FORMATS, NAMED_ONLY, read, recognize
 from recipe.conversations.messages import Conversation
 from recipe.conversations.readers.json_stream import Record
-from tests.conversations.published import BEST, RANKED, SAMPLES, TREE, VARIANTS, A, U
+from tests.conversations.published import BEST, RANKED, SAMPLES, TREE, A, U
+from tests.conversations.variants import VARIANTS
 
 NAMES = {id(item): name for name, item in FORMATS.items()}
 

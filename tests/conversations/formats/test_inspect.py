@@ -36,6 +36,38 @@ def test_the_suggested_toml_reads_the_file(tmp_path: Path, record: dict) -> None
         assert [message.content[0] for message in item.messages] == ["q", "a"]
 
 
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"question": "q", "context": "c", "answer": "a"},
+            {"question": "question", "context": "context", "answer": "answer"},
+        ),
+        ({"lang": "py", "problem": "q", "solution": "a"}, {"question": "problem", "answer": "solution"}),
+        (
+            {"id": "a very long id", "role_1": "r", "message_1": "a long text", "message_2": "another one"},
+            {"question": "message_1", "answer": "message_2"},
+        ),
+        ({"id": "x1", "query_text": "q", "what": "a long text"}, {"question": "query_text", "answer": "what"}),
+        ({"text": "t"}, {"question": "text", "answer": "..."}),
+    ],
+)
+def test_the_guess_takes_names_then_the_longest_texts(tmp_path: Path, record: dict, expected: dict) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps([record]))
+    (source,) = tomllib.loads("\n".join(describe_file(path).toml))["corpus"]["source"]
+    assert source["fields"] == expected
+
+
+def test_of_two_readings_the_toml_names_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "q", "query": "r", "response": "a"}]))
+    found = describe_file(tmp_path / "a.json")
+    assert found.choices == ("prompt-response", "query-response")
+    (source,) = tomllib.loads("\n".join(found.toml))["corpus"]["source"]
+    assert source["format"] == "prompt-response"
+    assert found.toml[-1].endswith("# as is meant, or query-response")
+
+
 def test_a_known_file_names_its_format_keys_and_samples(assets: Path) -> None:
     found = describe_file(assets / "conversations" / "lf_kto_en_demo.json")
     assert found.formats == {"messages": 200}

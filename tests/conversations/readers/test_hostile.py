@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,9 @@ def test_a_deeply_nested_record_costs_itself_only(tmp_path: Path, depth: int, br
     nested = bracket[0] * depth + "1" * (len(bracket[0]) > 1) + bracket[1] * depth
     line = json.dumps(GOOD)
     (tmp_path / "a.jsonl").write_text(f'{line}\n{{"deep": {nested}, "messages": []}}\n{line}\n')
-    first, deep, last = read(tmp_path / "a.jsonl")
+    found = list(read(tmp_path / "a.jsonl"))
+    assert pickle.loads(pickle.dumps(list(records(tmp_path / "a.jsonl", "a"))))  # as they travel to a worker
+    first, deep, last = found
     assert isinstance(first, Conversation)
     assert isinstance(last, Conversation)
     if depth > json_stream.MAX_DEPTH:
@@ -167,6 +170,26 @@ def test_a_row_with_other_cells_or_bytes_costs_itself_only(tmp_path: Path) -> No
     assert [item.reason for item in (short, long, bad)] == [Drop.WRONG_CELLS, Drop.WRONG_CELLS, Drop.NOT_UTF8]
 
 
+def test_an_index_of_pandas_and_spaces_in_a_header_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",instruction, output\n0,q,a\n")
+    (found,) = read(tmp_path / "a.csv")
+    assert [message.content for message in found.messages] == ["q", "a"]
+
+
+def test_a_broken_quote_costs_its_row_and_an_open_one_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt,response\nq,a\nq,"b"c\nq,d\nq,"open\nr,e\n')
+    first, broken, last, cut = records(tmp_path / "a.csv", "a")
+    assert [item.value["response"] for item in (first, last)] == ["a", "d"]
+    assert (broken.reason, cut.reason) == (Drop.WRONG_CELLS, Drop.CUT_OFF)
+    assert "in 12 characters" in cut.detail
+
+
+def test_a_table_in_utf16_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,response\nq,a\n", encoding="utf-16")
+    with pytest.raises(RecipeError, match="is not in UTF-8"):
+        list(read(tmp_path / "a.csv"))
+
+
 @pytest.mark.parametrize("cell", ["x" * 3000, '"' + "x\n" * 2000])
 def test_a_large_cell_ends_the_table_in_bounded_memory(small_limit: None, tmp_path: Path, cell: str) -> None:
     (tmp_path / "a.csv").write_text(f"prompt,response\nq,a\nq,{cell}\nq,a\n")
@@ -175,7 +198,7 @@ def test_a_large_cell_ends_the_table_in_bounded_memory(small_limit: None, tmp_pa
     assert rejected.reason is Drop.TOO_LARGE
 
 
-@pytest.mark.parametrize("header", ["", "\n", "a,a\n", "a,\n"])
+@pytest.mark.parametrize("header", ["", "\n", "a,a\n", "a,\n", ",,a\n"])
 def test_a_table_without_named_columns_is_one_sentence(tmp_path: Path, header: str) -> None:
     (tmp_path / "a.csv").write_text(header + "q,a\n" * bool(header))
     with pytest.raises(RecipeError, match=r"has no header|a different name for every column"):

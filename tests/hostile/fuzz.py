@@ -1,0 +1,72 @@
+"""A million damaged files: `python tests/hostile/fuzz.py --cases 1000000`, guided by coverage where atheris installs.
+
+    pip install --target FOLDER --no-deps atheris==3.0.0, then PYTHONPATH=FOLDER
+
+Every target has a process of its own, which ends, with the input, at any exception but a RecipeError. The counts go
+into results/fuzz.json.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+
+def fuzz(name: str, cases: int, guided: bool) -> None:
+    """Try `cases` inputs on one target in this process. Raises what the target raises."""
+    if not guided:
+        targets, mutate = importlib.import_module("targets"), importlib.import_module("mutate").mutate
+        seeds = targets.seeds()[name]
+        for number in range(cases):
+            targets.read(name, mutate(seeds, random.Random(f"{name} long {number}")))
+        return
+    import atheris
+
+    with atheris.instrument_imports(include=["recipe"]):
+        targets = importlib.import_module("targets")
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, data in enumerate(targets.seeds()[name]):
+            (Path(corpus) / str(number)).write_bytes(data)
+        flags = [f"-runs={cases}", "-timeout=20", "-max_len=8192", "-verbosity=0", "-rss_limit_mb=4096"]
+        flags.append(f"-artifact_prefix={tempfile.gettempdir()}/{name}-")
+        atheris.Setup([sys.argv[0], *flags, corpus], lambda data: targets.read(name, data))
+        atheris.Fuzz()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1_000_000, help="inputs in all (default a million)")
+    parser.add_argument("--target", help="one target, in this process")
+    args = parser.parse_args()
+    guided = importlib.util.find_spec("atheris") is not None
+    if args.target:
+        fuzz(args.target, args.cases, guided)
+        return 0
+    names = list(importlib.import_module("targets").TARGETS)
+    found: dict[str, object] = {}
+    for name in names:
+        share, start = -(-args.cases // len(names)), time.monotonic()
+        command = [sys.executable, __file__, "--target", name, "--cases", str(share)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ)
+        found[name] = {"cases": share, "seconds": round(time.monotonic() - start)}
+        if done.returncode:
+            found[name] |= {"defect": done.stderr[-2000:]}
+        print(name, found[name], flush=True)
+        result = {"by": "atheris" if guided else "random changes", "cases": share * len(found), "targets": found}
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / "fuzz.json").write_text(json.dumps(result, indent=1) + "\n")
+    return int(any("defect" in entry for entry in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
