@@ -99,7 +99,7 @@ def train(
     from recipe.training.trainer import Stopped, build_trainer
 
     data, validation = load_data(config)
-    checkpoint = share_checkpoint(opened.checkpoints, data.packs, ranks)
+    checkpoint = share_checkpoint(opened.checkpoints, data.packs, config.train.keep_checkpoints, ranks)
     model = load_model(config, opened, copy, device, recomputed_layers(config, device, ranks.launch.local_size), ranks)
     trainer = build_trainer(model, config.train, opened, data, validation, device.type == "cuda", ranks)
     trainer.stop_requested = lambda: bool(stop.reason)

@@ -24,7 +24,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, processes: int = 1) -> Path | None:
+def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, keep: int, processes: int = 1) -> Path | None:
     """The checkpoint to resume from, None if there is none; the other arguments are those of the run that resumes.
 
     Raises RecipeError if the checkpoint was made with other packs.
@@ -34,18 +34,19 @@ def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, processe
         return None
     path, manifest = newest
     check_packs(path, manifest, packs)
+    rotate(folder, keep)  # a process that was killed while it saved may not have come to it
     report_threads(path, manifest, threads, processes)
     return path
 
 
-def share_checkpoint(folder: Path, packs: list[list[int]], ranks: Ranks) -> Path | None:
+def share_checkpoint(folder: Path, packs: list[list[int]], keep: int, ranks: Ranks) -> Path | None:
     """The checkpoint that all processes of a run resume from: the one that the first process finds.
 
     Raises RecipeError if another process cannot see it.
     """
     found = None
     if not ranks.rank:
-        found = find_checkpoint(folder, packs, torch.get_num_threads(), ranks.size)
+        found = find_checkpoint(folder, packs, torch.get_num_threads(), keep, ranks.size)
     name = ranks.share(found.name if found else "")
     checkpoint = folder / name if name else None
     if checkpoint and not checkpoint.is_dir():
@@ -78,7 +79,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the checkpoints that a killed process was writing."""
+    """Remove the checkpoints that a killed process was writing or removing."""
     for path in folder.glob(".checkpoint-*"):
         if re.fullmatch(r"\.checkpoint-\d+\.(partial|old)", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -87,7 +88,9 @@ def remove_partial(folder: Path) -> None:
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints. To be called when the newest one is complete."""
     for path in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(path)
+        old = path.with_name(f".{path.name}.old")  # a kill leaves no half of a checkpoint under its own name
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path.rename(old))
 
 
 def hash_packs(packs: list[list[int]]) -> dict[str, str]:

@@ -61,6 +61,24 @@ def test_a_damaged_manifest_sets_the_checkpoint_aside(tmp_path, damage, capsys):
     assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-2" in capsys.readouterr().err
 
 
+def test_a_kill_while_old_checkpoints_are_removed_leaves_no_half(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        path = write_checkpoint(tmp_path, step)
+        write_manifest(path, resume.STAGE, {}, resume.hash_packs([]), {"step": step, "threads": 1})
+
+    def killed(path, **options):
+        if path.is_dir():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resume.shutil, "rmtree", killed)
+        resume.rotate(tmp_path, keep=1)
+    assert all((path / "manifest.json").is_file() for path in resume.list_checkpoints(tmp_path))
+    assert resume.find_checkpoint(tmp_path, [], 1, keep=1) == tmp_path / "checkpoint-3"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     for name in (".checkpoint-4.partial", ".checkpoint-4.old", ".checkpoint-mine"):
         (tmp_path / name).mkdir()
