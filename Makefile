@@ -122,7 +122,7 @@ runs-diff: $(READY) ## say in what two runs differ, and what can change a result
 replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
 	@$(PY) -m recipe.provenance replay $(FROM)
 
-bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+bundle: $(READY) ## pack a run for a reviewer, beside it: files, manifests, SBOM, in-toto, RO-Crate, a verifier
 	@$(PY) -m recipe.provenance bundle $(FROM)
 
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU

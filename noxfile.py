@@ -62,6 +62,13 @@ def faults(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(venv_backend="venv")
+def jobs(session: nox.Session) -> None:
+    """Check docker/jobs/ with the validators of Kubernetes and dstack and ShellCheck, in an environment of its own."""
+    session.install("--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", "tests/jobs/requirements.lock")
+    session.run("python", "-m", "pytest", "tests/jobs", *session.posargs)
+
+
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""

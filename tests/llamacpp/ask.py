@@ -21,6 +21,8 @@ def open_model(task: dict[str, Any]) -> llama_cpp.Llama:
         n_threads=1,  # more of them wait for each other on a machine with other work
         n_threads_batch=1,
         n_gpu_layers=0,
+        type_k=llama_cpp.GGML_TYPE_F32,  # as transformers keeps keys and values here
+        type_v=llama_cpp.GGML_TYPE_F32,
         logits_all=True,
         verbose=False,
     )
