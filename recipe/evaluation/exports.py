@@ -49,7 +49,7 @@ def judge(
         key = digest({"name": export.name, **export.identity})
         row = earlier.get(key)
         if row is None:
-            row = {"name": export.name, "key": key, "bytes": export.bytes}
+            row = {"name": export.name, "key": key, "bytes": export.bytes, "alone": export.deltas is None}
             row |= dict(zip(("nats", "tokens"), _by_conversation(score(export, data), conversations), strict=True))
         else:
             say(f"{export.name}: judged already")
@@ -76,9 +76,10 @@ def score(export: Export, data: Packs) -> Losses:
 def recommend(models: Sequence[Mapping[str, Any]]) -> str:
     """The smallest format whose loss is, by its whole interval, less than `WORSE` above the model as trained's.
 
-    Empty where no file is.
+    Empty where no file is. An adapter does not count: it needs the base beside it.
     """
-    fits = [row for row in models if row["bytes"] is not None and row["difference"][2] < WORSE]
+    files = [row for row in models if row["alone"] and row["bytes"] is not None]
+    fits = [row for row in files if row["difference"][2] < WORSE]
     return min(fits, key=lambda row: row["bytes"])["name"] if fits else ""
 
 

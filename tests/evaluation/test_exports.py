@@ -158,9 +158,10 @@ def test_samples_are_drawn_whole_up_to_a_number_of_tokens():
 
 
 def test_the_smallest_equal_format_is_recommended():
-    def row(name, size, high):
-        return {"name": name, "bytes": size, "difference": [0.0, -high, high]}
+    def row(name, size, high, alone=True):
+        return {"name": name, "bytes": size, "difference": [0.0, -high, high], "alone": alone}
 
-    models = [row("trained", None, 0), row("hf", 100, 0.001), row("q8_0", 50, 0.009), row("q4_0", 25, 0.02)]
+    models = [row("trained", None, 0, False), row("hf", 100, 0.001), row("q8_0", 50, 0.009), row("q4_0", 25, 0.02)]
+    models.append(row("gguf-lora", 1, 0.0, False))
     assert exports.recommend(models) == "q8_0"
     assert exports.recommend(models[:1]) == ""

@@ -11,8 +11,8 @@ from recipe.core.files import sha256
 from recipe.core.manifest import read_manifest, verify, write_manifest
 from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
+from recipe.training import checkpoint as training
 from recipe.training import resume
-from recipe.training import trainer as training
 
 
 def write_checkpoint(folder, step: int):
@@ -132,6 +132,8 @@ def test_another_number_of_threads_is_reported(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "checkpoint-2 was written with 1 CPU threads and this process uses 2" in message
     assert "OMP_NUM_THREADS=1" in message
+    resume.report_threads(path, read_manifest(path), 1, processes=2)
+    assert "checkpoint-2 was written by 1 processes and 2 resume from it" in capsys.readouterr().err
 
 
 def test_checkpoints_and_manifest_name_threads_and_no_host(trained_run):
