@@ -5,6 +5,7 @@ CONFIG ?= recipe/configs/vicuna-7b-p100.toml
 RUN ?=
 TO ?= hf
 NAME ?=
+GPUS ?=
 AGAINST ?=
 A ?=
 B ?=
@@ -14,13 +15,16 @@ DEMO_RUN := runs/demo/latest
 
 # Values can come from a stranger's script, so they are plain text: `value` keeps make from expanding a $(...) in them,
 # and the recipes read them as quoted "$$CONFIG" from the environment, so that the shell does not evaluate them either.
-VALUES := CONFIG RUN TO NAME AGAINST A B ROOT_IMAGE IMAGE NETWORK
+VALUES := CONFIG RUN TO NAME AGAINST A B GPUS ROOT_IMAGE IMAGE NETWORK
 # What the caller set, on the command line or in the environment: only this is passed on to a container.
-GIVEN := $(foreach name,CONFIG RUN TO NAME AGAINST A B,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
+GIVEN := $(foreach name,CONFIG RUN TO NAME AGAINST A B GPUS,$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
 export $(VALUES)
 # Stages that use a run: RUN, or the latest run of CONFIG.
 FROM = $(if $(RUN),--run="$$RUN",--config="$$CONFIG")
+
+# One process for each GPU; the port is that of no other run on this machine, as it comes from the shell's process id.
+TORCHRUN = -m torch.distributed.run --nproc_per_node="$$GPUS" --master_port=$$((20000 + $$$$ % 10000))
 
 ifdef RECIPE_PYTHON
 PY := $(RECIPE_PYTHON)
@@ -53,7 +57,7 @@ setup: $(READY) ## build .venv from the hash-locked requirements (once, and agai
 	@touch $@
 
 lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
-	cd docker && for name in requirements requirements-dev; do \
+	cd docker && for name in requirements requirements-dev requirements-cluster; do \
 	  ../.venv/bin/uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
@@ -88,8 +92,8 @@ convert: $(READY) ## convert raw weights to safetensors, with a tokenizer and a 
 corpus: $(READY) ## clean and split raw conversations into training and validation samples
 	$(PY) -m recipe.corpus --config="$$CONFIG"
 
-train: $(READY) ## train the LoRA adapter; run it again to resume
-	$(PY) -m recipe.train --config="$$CONFIG"
+train: $(READY) ## train the LoRA adapter; run it again to resume (GPUS=2: on two GPUs of this machine)
+	$(PY) $(if $(GPUS),$(TORCHRUN)) -m recipe.train --config="$$CONFIG"
 
 evaluate: $(READY) ## compare the base and the tuned model: validation loss and answers
 	$(PY) -m recipe.evaluate $(FROM)
@@ -118,7 +122,7 @@ runs-diff: $(READY) ## say in what two runs differ, and what can change a result
 replay: $(READY) ## rebuild corpus and run in a clean folder, and compare them bit for bit
 	@$(PY) -m recipe.provenance replay $(FROM)
 
-bundle: $(READY) ## pack a run for a reviewer into dist/: files, manifests, SBOM, in-toto, RO-Crate, a verifier
+bundle: $(READY) ## pack a run for a reviewer, beside it: files, manifests, SBOM, in-toto, RO-Crate, a verifier
 	@$(PY) -m recipe.provenance bundle $(FROM)
 
 demo: $(READY) ## run the whole recipe on a real small model, on the CPU

@@ -63,6 +63,23 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Prepare a corpus on a Dask cluster of three workers on loopback, with Dask from a lock of its own."""
+    options = ["--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--upgrade"]
+    target, lock = str(Path(".nox/dask").resolve()), "docker/requirements-cluster.lock"
+    session.run(sys.executable, "-m", "pip", "install", *options, "--target", target, "-r", lock)
+    tests = "tests/conversations/pipeline/test_cluster.py"
+    session.run(sys.executable, "-m", "pytest", tests, *session.posargs, env={"PYTHONPATH": target})
+
+
+@nox.session(venv_backend="venv")
+def jobs(session: nox.Session) -> None:
+    """Check docker/jobs/ with the validators of Kubernetes and dstack and ShellCheck, in an environment of its own."""
+    session.install("--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", "tests/jobs/requirements.lock")
+    session.run("python", "-m", "pytest", "tests/jobs", *session.posargs)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""
     session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)

@@ -48,8 +48,9 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     provenance = build_provenance(config, opened)
     if earlier := find_earlier(config, opened, provenance):
         say(f"{opened.eval_json} exists already for the same inputs")
-        if opened.eval_json.name not in opened.records():  # a process was killed just before it recorded them
-            opened.record(*(file.name for file in list_outputs(config, opened)))
+        names = [file.name for file in list_outputs(config, opened)]
+        if not set(names) <= opened.records().keys():  # a process was killed just before it recorded them
+            opened.record(*names)
         return earlier
     check_writable(opened.folder)
     with lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it"):

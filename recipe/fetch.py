@@ -1,6 +1,7 @@
 """Fetch raw weights or data: a name from recipe/configs/sources.toml, or a hub repository at a revision."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tomllib
@@ -38,14 +39,18 @@ def run(
     data = is_data(name) if known or data is None else data
     offline = needs_network(known or {}, place) and (offline or _hub_is_off(known or {}))
     pins = {"name": name, **pin(name, known, revision or _locked_revision(name, output), data, offline)}
+    download, lock_path = (output.with_name(f".{output.name}.{ending}") for ending in ("download", "download.lock"))
     if manifest := completed(output, STAGE, pins, {}):
+        if download.exists() or lock_path.exists():  # of a process that was killed just before it removed them
+            with contextlib.suppress(RecipeError), lock_file(lock_path, ""):
+                remove(download)
         say(f"{output} is already fetched (manifest verified)")
         return manifest
-    download = output.with_name(f".{output.name}.download")
     if offline:
         raise RecipeError(_explain_offline(name, output, download))
     check_folder(output, STAGE)
-    with lock_file(output.with_name(f".{output.name}.lock"), f"another process fetches {name}: wait for it to end"):
+    busy = f"another process fetches {name}: wait for it to end"
+    with lock_file(lock_path, busy):
         download.mkdir(parents=True, exist_ok=True)
         _download(pins, known or {}, download, data, place)
         return finish(pins, known or {}, download, output)

@@ -66,21 +66,21 @@ def run_diff(one: Path, two: Path) -> tuple[dict[str, Any], list[str]]:
 def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     """The result of a replay (`recipe.proof.replay.judge`)."""
     config, opened = load_run(args)
-    folder = args.into or Path("replays") / f"{opened.folder.parent.name}-{opened.folder.name}"
+    folder = args.into or Path(config.runs) / "replays" / f"{config.name}-{opened.folder.name}"
     return replay(opened, config, folder)
 
 
 def run_bundle(args: argparse.Namespace) -> dict[str, Any]:
     """The archive's path, sha256 and number of files."""
     config, opened = load_run(args)
-    output = args.output or Path("dist") / f"{opened.folder.parent.name}-{opened.folder.name}.zip"
+    output = args.output or opened.folder.with_name(f"{opened.folder.name}.zip")
     return bundle(opened, config, output, args.image)
 
 
 def add_bundle(commands: Any) -> None:
     one = commands.add_parser("bundle", help="pack a run for a reviewer: files, manifests, SBOM, in-toto, RO-Crate")
     add_source(one)
-    one.add_argument("--output", type=Path, metavar="FILE", help="the archive; default: dist/<name>-<id>.zip")
+    one.add_argument("--output", type=Path, metavar="FILE", help="the archive; default: beside the run, <id>.zip")
     one.add_argument("--image", default="", metavar="DIGEST", help="digest of the container image that the run used")
 
 
@@ -101,7 +101,7 @@ def add_replay(commands: Any) -> None:
     again = commands.add_parser("replay", help="rebuild corpus and run in a clean folder, and compare bit for bit")
     add_source(again)
     again.add_argument(
-        "--into", type=Path, metavar="DIR", help="the clean folder; default: replays/<name>-<id>; it is kept"
+        "--into", type=Path, metavar="DIR", help="the clean folder; default: runs/replays/<name>-<id>; it is kept"
     )
 
 

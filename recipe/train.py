@@ -1,30 +1,30 @@
 """Train a LoRA adapter on a frozen base: one TOML file in, runs/<name>/<id>/ out. The same command resumes."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.core import config as configs
-from recipe.core.cli import build_parser, entry, load_config
+from recipe.core.cli import build_parser, load_config
 from recipe.core.config import Config
 from recipe.core.errors import UnfitError, UsageError
 from recipe.core.files import atomic_folder, digest, lock_file
 from recipe.core.manifest import check_intact, completed, differences, hash_inputs, write_manifest
 from recipe.core.run import RECORDED, Run
 from recipe.core.text import say, show
+from recipe.core.versions import code_sha256, environment
 from recipe.environment import gpu
 from recipe.planning import sizing
 from recipe.planning.hardware import MARGIN_MIB, MIB
-from recipe.training.launch import clear_launcher_variables
+from recipe.training.launch import exit_with, read_launch
 from recipe.training.signals import StopRequest
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from recipe.training.dataset import PackedDataset
+    from recipe.training.distributed import Ranks
 
 STAGE = "train"
 
@@ -35,119 +35,110 @@ def run(config: Config) -> dict[str, Any]:
     The run's id is the digest of everything that can change the result (settings, base, corpus). So the same command
     finds its own checkpoints, and another config never resumes from them.
     """
-    clear_launcher_variables()
-    with StopRequest(config.train.max_minutes) as stop:
+    launch = read_launch()
+    with StopRequest(config.train.max_minutes, launched=launch.size > 1) as stop:
         import torch  # noqa: F401 - takes seconds, and may swallow a Ctrl-C
         from transformers import logging
 
         from recipe.model.load import default_device
-        from recipe.training.determinism import deterministic
+        from recipe.training.distributed import join
 
         stop.raise_if_signaled()
         device = default_device()
+        launch.check_steps(config.train.gradient_accumulation_steps)
         check_requirements(config, device)
         logging.set_verbosity_error()
-        inputs, copy = read_inputs(config)
-        settings = read_settings(config)
-        opened = build_run(config, settings, inputs)
-        if manifest := completed(opened.folder, STAGE, settings, inputs):
+        with join(launch) as ranks:
+            return find_or_train(config, device, ranks, stop)
+
+
+def find_or_train(config: Config, device: "torch.device", ranks: "Ranks", stop: StopRequest) -> dict[str, Any]:
+    """The manifest of the finished run. Of several processes the first writes all files; the others return the results.
+
+    Raises RecipeError if the processes differ in anything that a run depends on.
+    """
+    from recipe.training.determinism import deterministic
+
+    inputs, copy = read_inputs(config)
+    settings = read_settings(config)
+    ranks.check_equal(
+        {"config": digest(configs.dump(config)), "device": device.type, "code": code_sha256()}
+        | {"packages": digest(environment()), **{f"the hash of {name}": value for name, value in inputs.items()}},
+        "use one commit, one config and the same folders on all machines, and a GPU for each process",
+    )
+    opened = build_run(config, settings, inputs)
+    manifest = completed(opened.folder, STAGE, settings, inputs) if not ranks.rank else None
+    if ranks.share("finished" if manifest else ""):
+        if manifest:
             opened.point_latest()
-            say(f"{opened.folder} is already trained (manifest verified)")
-            return manifest
-        report_unfinished(opened, config)
-        with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
-            opened.begin(config)
-            with deterministic(device.type == "cuda") as exceptions:
-                results = (
-                    train(config, opened, copy, device, stop)
-                    if config.train.epochs
-                    else adopt(config, opened, copy, device)
-                )
-            results["nondeterministic"] = sorted(exceptions)
-            opened.record(*RECORDED)
-            return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
+        say(f"{opened.folder} is already trained (manifest verified)")
+        return manifest or {}
+    report_unfinished(opened, config)
+    do = train if config.train.epochs else adopt
+    if ranks.rank:
+        with deterministic(device.type == "cuda"):
+            return {"results": do(config, opened, copy, device, ranks, stop)}
+    with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
+        opened.begin(config)
+        with deterministic(device.type == "cuda") as exceptions:
+            results = do(config, opened, copy, device, ranks, stop)
+        results["nondeterministic"] = sorted(exceptions)
+        opened.record(*RECORDED)
+        return write_manifest(opened.folder, STAGE, settings, inputs, results, only=("adapter",))
 
 
-def train(config: Config, opened: Run, copy: Path | None, device: "torch.device", stop: StopRequest) -> dict[str, Any]:
+def train(
+    config: Config, opened: Run, copy: Path | None, device: "torch.device", ranks: "Ranks", stop: StopRequest
+) -> dict[str, Any]:
     """Train from the newest checkpoint to the end and save the adapter; the results for the manifest.
 
     `copy` is the quantized copy of the base, if there is one. Raises KeyboardInterrupt after a stop with a checkpoint.
     """
-    import torch
-
-    from recipe.training.callbacks import SaveAndStop
-    from recipe.training.resume import find_checkpoint
-    from recipe.training.trainer import build_trainer
+    from recipe.training.resume import share_checkpoint
+    from recipe.training.setup import load_data, load_model
+    from recipe.training.trainer import Stopped, build_trainer
 
     data, validation = load_data(config)
-    checkpoint = find_checkpoint(opened.checkpoints, data.packs, torch.get_num_threads())
-    model = load_model(config, opened, copy, device)
-    trainer = build_trainer(model, config.train, opened, data, validation, cuda=device.type == "cuda")
-    trainer.add_callback(SaveAndStop(stop))
+    checkpoint = share_checkpoint(opened.checkpoints, data.packs, config.train.keep_checkpoints, ranks)
+    model = load_model(config, opened, copy, device, recomputed_layers(config, device, ranks.launch.local_size), ranks)
+    trainer = build_trainer(model, config.train, opened, data, validation, device.type == "cuda", ranks)
+    trainer.stop_requested = lambda: bool(stop.reason)
     if checkpoint:
         say(f"resume from {checkpoint}")
     stop.raise_if_signaled()
     stop.saving = True
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stop.saving = False
-    if stop.reason and trainer.state.global_step < trainer.state.max_steps:
-        say(f"{stop.reason}: saved after step {trainer.state.global_step} of {trainer.state.max_steps}")
-        raise KeyboardInterrupt
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped:
+        trainer.save_last_step()
+        step, last = trainer.state.global_step, trainer.state.max_steps
+        done = f"saved after step {step} of {last}" if step else "stopped before the end of the first step"
+        say(f"{stop.reason or 'another process was stopped'}: {done}")
+        raise KeyboardInterrupt from None
+    finally:
+        stop.saving = False
     results = trainer.finish()
-    save_adapter(model, opened.adapter, config)
+    if not ranks.rank:
+        save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)
 
 
-def adopt(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> dict[str, Any]:
+def adopt(
+    config: Config, opened: Run, copy: Path | None, device: "torch.device", ranks: "Ranks", stop: StopRequest
+) -> dict[str, Any]:
     """The adapter of `lora.start` as it is, as a run that every other stage can use; the results for the manifest."""
     from recipe.model.likelihood import validation_nll
     from recipe.model.load import load_tokenizer
     from recipe.training.dataset import PackedDataset, encode_file
+    from recipe.training.setup import load_model
 
     file = Path(config.corpus.path) / "val.jsonl"
     rows = encode_file(file, load_tokenizer(Path(config.base.path)), config.corpus.template)
-    model = load_model(config, opened, copy, device)
+    model = load_model(config, opened, copy, device, 0, ranks)
     nll, tokens = validation_nll(model, PackedDataset(rows, config.train.micro_batch_tokens))
-    save_adapter(model, opened.adapter, config)
+    if not ranks.rank:
+        save_adapter(model, opened.adapter, config)
     return {"steps": 0, "trained_tokens": 0, "validation_loss": nll / tokens}
-
-
-def load_data(config: Config) -> tuple["PackedDataset", "PackedDataset"]:
-    """The packs of the run and those of the validation set."""
-    from recipe.model.load import load_tokenizer
-    from recipe.training.dataset import PackedDataset, encode_file
-
-    corpus, settings = Path(config.corpus.path), config.train
-    tokenizer = load_tokenizer(Path(config.base.path))
-    rows, val_rows = (
-        encode_file(corpus / name, tokenizer, config.corpus.template) for name in ("train.jsonl", "val.jsonl")
-    )
-    budget, per_step = settings.micro_batch_tokens, settings.gradient_accumulation_steps
-    data = PackedDataset(rows, budget, settings.seed, settings.epochs, per_step)
-    return data, PackedDataset(val_rows, budget)
-
-
-def load_model(config: Config, opened: Run, copy: Path | None, device: "torch.device") -> "PeftModel":
-    """The base with a new adapter, or with that of `lora.start`, prepared for training."""
-    from recipe.model import accumulation
-    from recipe.model.adapter import add_adapter
-    from recipe.model.load import load_base, save_copy
-    from recipe.model.prepare import prepare_for_training
-    from recipe.model.start import continue_adapter
-    from recipe.pascal.gemm import int8_shapes
-
-    base, precision, settings = Path(config.base.path), config.base.precision, config.train
-    recompute = recomputed_layers(config, device)
-    say(f"load {base} as {precision} on {device}")
-    frozen = load_base(base, precision, device, copy)
-    if copy is None:
-        save_copy(frozen, base, precision)
-    model = (continue_adapter if config.lora.start else add_adapter)(frozen, config.lora, settings.seed)
-    choice = None
-    if settings.matmul_accumulation == "fp16":
-        choice = accumulation.choose(opened.matmul, int8_shapes(model), settings.micro_batch_tokens, device)
-    prepare_for_training(model, recompute, choice)
-    return model
 
 
 def check_requirements(config: Config, device: "torch.device") -> None:
@@ -171,15 +162,15 @@ def check_requirements(config: Config, device: "torch.device") -> None:
         )
 
 
-def recomputed_layers(config: Config, device: "torch.device") -> int:
+def recomputed_layers(config: Config, device: "torch.device", processes: int = 1) -> int:
     """train.recompute as a number of layers; auto depends on free memory, so call this before anything is loaded.
 
-    Raises UsageError if the base has fewer layers.
+    processes: those on this machine, which share its main memory. Raises UsageError if the base has fewer layers.
     """
     import torch
 
     cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory()
+    free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory() // processes
     plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda)
     count, shape = plan.recomputed, plan.shape
     if count:
@@ -254,6 +245,8 @@ def preview(config: Config) -> dict[str, Any]:
     """The result of --dry-run: the folder of the run, its inputs and its number of steps."""
     sizing.check_numbers(config)
     inputs, _ = read_inputs(config)
+    from recipe.training.setup import load_data
+
     data = load_data(config)[0] if config.train.epochs else None
     per_step = config.train.gradient_accumulation_steps
     return {
@@ -275,6 +268,8 @@ def main(argv: list[str] | None = None) -> int:
         show(plan, f"would train {work} -> {plan['run']}", args.json)
         return 0
     manifest = run(config)
+    if not manifest:  # another process of the run tells the result
+        return 0
     results = manifest["results"]
     latest = Run.latest(config)
     text = (
@@ -287,4 +282,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry(main))
+    exit_with(main)

@@ -299,7 +299,7 @@ def test_strangers_folders_and_missing_flags(raw: Path, tmp_path: Path, capsys: 
 def test_a_download_that_differs_from_its_manifest_is_refused(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    source = shutil.copytree(raw, tmp_path / "raw")
+    source = shutil.copytree(raw, tmp_path / "download")
     write_manifest(source, "fetch", {}, {}, {})
     manifest = read_manifest(source)
     manifest["outputs"][name]["sha256"] = "0" * 64

@@ -13,6 +13,8 @@ import torch
 
 from recipe import evaluate, provenance
 from recipe.core.cli import entry
+from recipe.core.lineage import verify_all
+from recipe.core.run import Run
 from recipe.model.load import load_tokenizer
 from recipe.training import dataset
 
@@ -252,3 +254,13 @@ def test_a_batch_of_answers_takes_no_more_memory_than_a_training_pack():
     from recipe.evaluation.suite import BATCH, batch_size
 
     assert batch_size(156, 2048) == BATCH and batch_size(1084, 2048) == 7 and batch_size(99_999, 2048) == 1
+
+
+def test_what_a_killed_process_did_not_record_is_recorded(trained_run, monkeypatch):
+    config, run = trained_run
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", lambda *names: None)
+        evaluate.run(config, run)
+    assert any("in no manifest" in problem for problem in verify_all(run.folder))
+    evaluate.run(config, run)
+    assert not any("in no manifest" in problem for problem in verify_all(run.folder))

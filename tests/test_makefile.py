@@ -98,12 +98,19 @@ def test_a_stage_uses_the_run_or_the_latest_run_of_the_config(folder):
     assert make(folder, "chat", "CONFIG=my.toml", "RUN=runs/x/1")[-1] == "--run=runs/x/1"
 
 
+@pytest.mark.parametrize("value", ["2", *HOSTILE])
+def test_several_gpus_are_started_by_torchrun(folder, value):
+    *torchrun, port, module, train, config = make(folder, "train", f"GPUS={value}", "CONFIG=my.toml")
+    assert torchrun == ["-m", "torch.distributed.run", f"--nproc_per_node={value}"]
+    assert re.fullmatch(r"--master_port=2\d{4}", port)
+    assert [module, train, config] == ["-m", "recipe.train", "--config=my.toml"]
+
+
 def test_help_names_every_target_in_one_line(folder):
     done = subprocess.run(["make"], cwd=folder, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     listed = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    known = subprocess.run(["make", "-np", "help"], cwd=folder, capture_output=True, text=True).stdout
-    phony = re.search(r"^\.PHONY: (.*)$", known, re.M)
-    assert sorted(listed) == sorted([*phony[1].split(), "run-%"])
+    rules = re.findall(r"^([a-z%-]+):(?!=)(?! export)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(rules)
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
 
 

@@ -16,7 +16,14 @@ from recipe.core.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "ARTIFACT.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/bench/README.md")
+PAGES = (
+    "README.md",
+    "ARTIFACT.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docker/jobs/README.md",
+    "tests/bench/README.md",
+)
 
 
 def section(title: str) -> str:
@@ -146,7 +153,9 @@ def test_developing_table_has_real_commands():
         if command[0] == "make":
             assert command[1] in make_targets()
         elif "nox" in command:
-            assert re.search(rf"@nox\.session\ndef {command[-1]}\(", (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+            assert re.search(
+                rf"@nox\.session(\(.*\))?\ndef {command[-1]}\(", (ROOT / "noxfile.py").read_text(encoding="utf-8")
+            )
         else:
             assert (ROOT / command[0]).stat().st_mode & 0o100, command
 

@@ -31,6 +31,7 @@ from recipe.model.load import load_base, load_tokenizer
 from recipe.model.prepare import prepare_for_training
 from recipe.pascal.int8 import Int8Linear
 from recipe.planning import hardware, memory, sizing
+from recipe.training import checkpoint as checkpointing
 from recipe.training import dataset, state
 from recipe.training import trainer as training
 from recipe.training.callbacks import Progress
@@ -427,7 +428,7 @@ def test_a_full_disk_is_one_sentence_and_resumable(tiny_run, monkeypatch, capsys
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_state", full)
+        patch.setattr(checkpointing, "write_state", full)
         assert entry(lambda: train.run(tiny_run) and 0) == 1
     assert "error: no space is left on the disk: checkpoint" in capsys.readouterr().err
     train.run(tiny_run)

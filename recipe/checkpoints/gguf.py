@@ -130,6 +130,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
         for tensor in reader.tensors:
             if tensor.data_offset + tensor.n_bytes > size:
                 raise ValueError(f"{tensor.name} is beyond its end")
+            if tensor.n_bytes < 1:
+                raise ValueError(f"{tensor.name} is empty")
             tensors[tensor.name] = _lazy(path, tensor)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise RecipeError(f"{path} is truncated or damaged ({snippet(error)}): download it again") from None

@@ -143,7 +143,7 @@ def entry(main: Callable[[], int]) -> int:
 
 def _fail(message: str, code: int) -> int:
     close_bars()
-    say(f"error: {message}")
+    say(f"error: {message}", error=True)
     return code
 
 

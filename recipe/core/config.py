@@ -111,6 +111,12 @@ class Corpus:
         choices=("drop", "truncate"),
     )
     processes: int = opt(0, "worker processes; 0: one per core", hashed=False, low=0, high=1024)
+    cluster: str = opt(
+        "",
+        "address of a Dask scheduler, as tcp://host:8786, whose workers prepare the corpus; empty: this machine's "
+        "processes",
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)

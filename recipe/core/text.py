@@ -10,16 +10,29 @@ from typing import Any
 
 SAFE = "\u200d\u3000"  # joiner of emoji, ideographic space: unprintable to Python, harmless to terminals
 _bars: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_muted_as = ""
 
 
-def say(message: str) -> None:
+def mute(name: str) -> None:
+    """From now on this process only says errors, after its `name`: it is one of several that do the same."""
+    global _muted_as
+    _muted_as = name
+
+
+def say(message: str, error: bool = False) -> None:
     """Print a message on stderr. Never raises: a closed terminal or pipe must not stop a run."""
+    if _muted_as:
+        if not error:
+            return
+        message = f"{_muted_as}: {message}"
     with contextlib.suppress(OSError, ValueError):
         print(message, file=sys.stderr, flush=True)
 
 
 def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
     """Print the result on stdout: `text` for a person, or one JSON object."""
+    if _muted_as:
+        return
     ascii_only = getattr(sys.stdout, "encoding", None) not in ("utf-8", "UTF-8")
     print(json.dumps(result, ensure_ascii=ascii_only, sort_keys=True) if as_json else text)
 
@@ -35,6 +48,7 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
+    options.setdefault("disable", bool(_muted_as))
     bar = tqdm(items, file=_Quiet(sys.stderr), dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)
     _bars.add(bar)
     return bar

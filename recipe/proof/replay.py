@@ -25,6 +25,7 @@ from recipe.core.text import say, snippet
 ROOT = Path(__file__).parents[2]
 BAND = 0.01  # relative difference of the validation loss; see tests/reproduce/README.md for what was measured
 RESULT = "replay.json"  # in the replay's folder, when it is complete
+CONFIG = "replay.toml"  # not config.toml: the folder is no run
 
 
 def replay(original: Run, config: Config, folder: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def replay(original: Run, config: Config, folder: Path) -> dict[str, Any]:
     check_folder(folder, moved)
     check_settings(original, config)
     manifest = check_intact(original.folder)
-    file = folder / "config.toml"
+    file = folder / CONFIG
     with atomic_file(file) as out:
         out.write(configs.dump(moved))
     threads = str(manifest["results"]["threads"])
@@ -70,7 +71,7 @@ def check_folder(folder: Path, config: Config) -> None:
     if (folder / RESULT).is_file():
         raise UsageError(f"{folder} holds a finished replay: remove it, or choose another folder with --into")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        file = folder / "config.toml"
+        file = folder / CONFIG
         if not file.is_file() or file.read_text(encoding="utf-8") != configs.dump(config):
             raise UsageError(f"{folder} is not empty, expected a clean folder: choose another one with --into")
         say(f"continue the interrupted replay in {folder}")

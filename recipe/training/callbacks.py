@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress and metrics, a stop with a checkpoint."""
+"""Progress and metrics of a run, as a Trainer callback."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from recipe.core.files import atomic_file
 from recipe.core.run import Run
 from recipe.core.text import progress
-from recipe.training.signals import StopRequest
 from recipe.training.tensorboard import EventFile
 
 
@@ -100,14 +99,3 @@ def _keeps(line: str, keep: Callable[[dict[str, Any]], bool]) -> bool:
         return keep(json.loads(line))
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
-
-
-class SaveAndStop(TrainerCallback):
-    """On a stop request: finish the optimizer step, save, stop."""
-
-    def __init__(self, stop: StopRequest) -> None:
-        self.stop = stop
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stop.reason:
-            control.should_save = control.should_training_stop = True

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipe.core.errors import RecipeError
 from recipe.core.files import digest
 from recipe.core.manifest import check_intact
 from recipe.core.text import say
+from recipe.training.distributed import Ranks
 
 STAGE = "checkpoint"
 
@@ -21,8 +24,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def find_checkpoint(folder: Path, packs: list[list[int]], threads: int) -> Path | None:
-    """The checkpoint to resume from, None if there is none; `packs` and `threads` are those of this process.
+def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, keep: int, processes: int = 1) -> Path | None:
+    """The checkpoint to resume from, None if there is none; the other arguments are those of the run that resumes.
 
     Raises RecipeError if the checkpoint was made with other packs.
     """
@@ -31,8 +34,27 @@ def find_checkpoint(folder: Path, packs: list[list[int]], threads: int) -> Path 
         return None
     path, manifest = newest
     check_packs(path, manifest, packs)
-    report_threads(path, manifest, threads)
+    rotate(folder, keep)  # a process that was killed while it saved may not have come to it
+    report_threads(path, manifest, threads, processes)
     return path
+
+
+def share_checkpoint(folder: Path, packs: list[list[int]], keep: int, ranks: Ranks) -> Path | None:
+    """The checkpoint that all processes of a run resume from: the one that the first process finds.
+
+    Raises RecipeError if another process cannot see it.
+    """
+    found = None
+    if not ranks.rank:
+        found = find_checkpoint(folder, packs, torch.get_num_threads(), keep, ranks.size)
+    name = ranks.share(found.name if found else "")
+    checkpoint = folder / name if name else None
+    if checkpoint and not checkpoint.is_dir():
+        raise RecipeError(
+            f"{checkpoint} is not on this machine, expected it here too: all machines of a run need the same folder of "
+            "runs, as on a network file system"
+        )
+    return checkpoint
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -57,7 +79,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the checkpoints that a killed process was writing."""
+    """Remove the checkpoints that a killed process was writing or removing."""
     for path in folder.glob(".checkpoint-*"):
         if re.fullmatch(r"\.checkpoint-\d+\.(partial|old)", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -66,7 +88,9 @@ def remove_partial(folder: Path) -> None:
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints. To be called when the newest one is complete."""
     for path in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(path)
+        old = path.with_name(f".{path.name}.old")  # a kill leaves no half of a checkpoint under its own name
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path.rename(old))
 
 
 def hash_packs(packs: list[list[int]]) -> dict[str, str]:
@@ -84,10 +108,16 @@ def check_packs(checkpoint: Path, manifest: Mapping[str, Any], packs: list[list[
         )
 
 
-def report_threads(checkpoint: Path, manifest: Mapping[str, Any], threads: int) -> None:
-    """Say that the checkpoint was written with another number of CPU threads, if it was."""
-    earlier = manifest.get("results", {}).get("threads")
-    if earlier != threads:
+def report_threads(checkpoint: Path, manifest: Mapping[str, Any], threads: int, processes: int = 1) -> None:
+    """Say that the checkpoint was written with another number of CPU threads or of processes, if it was."""
+    results = manifest.get("results", {})
+    earlier, before = results.get("threads"), results.get("processes", 1)
+    if before != processes:
+        say(
+            f"{checkpoint.name} was written by {before} processes and {processes} resume from it: gradients are added "
+            "in another order, so the resumed run is not bit-identical to an uninterrupted one"
+        )
+    elif earlier != threads:
         say(
             f"{checkpoint.name} was written with {earlier} CPU threads and this process uses {threads}: sums are "
             "added in another order, so the resumed run is not bit-identical to an uninterrupted one "

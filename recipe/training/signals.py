@@ -20,8 +20,10 @@ class StopRequest:
     sets `reason`, and the loop saves a checkpoint and stops. A second Ctrl-C or SIGTERM has its usual effect.
     """
 
-    def __init__(self, max_minutes: float = 0.0) -> None:
-        """max_minutes: also request a stop after this time; 0: no limit."""
+    def __init__(self, max_minutes: float = 0.0, launched: bool = False) -> None:
+        """max_minutes: also request a stop after this time; 0: no limit. launched: by torchrun, which repeats the
+        signal that it got: a second one has no effect."""
+        self.launched = launched
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
         self.saving = False
         self._signal = ""
@@ -50,7 +52,7 @@ class StopRequest:
         name = signal.Signals(number)
         self._signal = name.name
         # a terminal that closes can send SIGHUP twice, and the second one must not kill the save
-        signal.signal(number, signal.SIG_IGN if name is signal.SIGHUP else self._previous[name])
+        signal.signal(number, signal.SIG_IGN if self.launched or name is signal.SIGHUP else self._previous[name])
         if not self.saving:
             raise KeyboardInterrupt
-        say(f"\n{name.name}: saving after this step; press Ctrl-C again to stop immediately")
+        say(f"\n{name.name}: saving the last finished step; press Ctrl-C again to stop immediately")

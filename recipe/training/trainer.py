@@ -3,36 +3,32 @@
 import math
 import operator
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader, Subset
+from transformers import PrinterCallback
 
 from recipe.core.config import Train
 from recipe.core.errors import RecipeError
-from recipe.core.files import atomic_folder
-from recipe.core.manifest import write_manifest
 from recipe.core.run import Run
 from recipe.core.text import say
-from recipe.model.adapter import check_adapter, write_adapter
 from recipe.model.likelihood import causal_lm, trained_nll, validation_nll
+from recipe.training.arguments import training_arguments
 from recipe.training.callbacks import Progress, peak_memory
+from recipe.training.checkpoint import CheckpointingTrainer
 from recipe.training.dataset import PackedDataset
+from recipe.training.distributed import Ranks
 from recipe.training.faults import MemoryFallback, SkippedSteps, write_batch
-from recipe.training.resume import STAGE, hash_packs, list_checkpoints, rotate
-from recipe.training.selection import Selection
-from recipe.training.state import read_state, write_state
+from recipe.training.resume import list_checkpoints
+from recipe.training.selection import Selection, trained_parameters
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
-# Device -> what torch 2.0.1 computes in another order in every process, by its own warning. On a CPU: nothing, with the
-# same number of threads (tests/training/test_reproducible.py asks torch).
-NONDETERMINISTIC = {"cuda": ["the backward pass of memory-efficient attention"]}
+CHECK_STEPS = 10  # the processes of a run compare their adapters this often, and before each checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,36 +49,49 @@ class TrainResults:
     stopped_early: bool  # by train.patience
     skipped_steps: int  # fp16 gradients overflowed
     split_packs: int  # packs computed in parts because memory ran out; with any, the bits are not those of other runs
+    processes: int  # that shared the packs of each step; sums are added in another order with another number
     threads: int  # CPU threads: they decide the order in which sums are added
-    nondeterministic: list[str]  # operations without a deterministic implementation
 
 
-class LoraTrainer(Trainer):
-    """Trainer on a `PackedDataset`: the loss is the mean over the trained tokens of the whole optimizer step."""
+class Stopped(Exception):
+    """The training loop was asked to stop: `LoraTrainer.save_last_step` saves what it has done."""
+
+
+class LoraTrainer(CheckpointingTrainer):
+    """Trainer on a `PackedDataset`: the loss is the mean over the trained tokens of the whole optimizer step.
+
+    With several processes each is such a Trainer, on its own share of the packs (`Ranks`).
+    """
 
     train_dataset: PackedDataset
     eval_dataset: PackedDataset
 
-    def __init__(self, *args: Any, run: Run, selection: Selection, keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, run: Run, ranks: Ranks, selection: Selection, keep_checkpoints: int, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.run = run
+        self.ranks = ranks
+        self.stop_requested: Callable[[], bool] = lambda: False
         self.selection = selection
         self.keep_checkpoints = keep_checkpoints
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
         self.tokens = 0  # of all conversations since this process began, the common prefix counted for each
         self.learning_rate = 0.0
-        self.packs: list[dict[str, Any]] = []  # of the current step, on the CPU
+        self.packs: list[dict[str, Any]] = []  # of the current step and this process, on the CPU
+        self.step_loss = torch.zeros(())  # of the current step so far; when it ends, of all processes
         self.memory = MemoryFallback(causal_lm(self.model).model.layers)
         self.skipped = SkippedSteps(lambda: self.accelerator.optimizer_step_was_skipped, self._fail)
         self.add_callback(self.skipped)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The whole run as one pass over its packs, so that resuming means skipping packs.
+        """The whole run as one pass over this process's packs, so that resuming means skipping packs.
 
         Trainer's own epochs are not used: if the packs of an epoch are not a multiple of the accumulation steps, it
         counts fewer steps than it makes (transformers 4.49), ends early, and resumes at another sample.
         """
-        loader = DataLoader(self.train_dataset, batch_size=1, collate_fn=operator.itemgetter(0))
+        mine = Subset(self.train_dataset, range(self.ranks.rank, len(self.train_dataset), self.ranks.size))
+        loader = DataLoader(mine, batch_size=1, collate_fn=operator.itemgetter(0))
         return self.accelerator.prepare(loader)
 
     def compute_loss(
@@ -93,19 +102,26 @@ class LoraTrainer(Trainer):
         return nll / (num_items_in_batch or count)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int) -> tuple[list[dict[str, Any]], int | None]:
-        """The packs of the next step and their number of trained tokens; no pack once the run stopped early."""
+        """This process's packs of the next step, and the number of trained tokens of all packs of that step.
+
+        No pack once the run stopped early.
+        """
         if self.selection.exhausted:
             return [], None
+        if self.state.global_step % CHECK_STEPS == 0:
+            self.check_ranks()
         batch, tokens = super().get_batch_samples(epoch_iterator, num_batches)
-        self.packs = []
-        return batch, tokens
+        self.packs, self.step_loss = [], torch.zeros((), device=self.args.device)
+        return batch, int(self.ranks.sum(torch.tensor(tokens)).item()) if batch else None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
-        """Forward and backward pass of a pack; the loss that `compute_loss` returns.
+        """Forward and backward pass of a pack; its share of the loss. The last pack of a step adds the rest.
 
         Where memory runs out, the packs of the step so far are computed again with less. Raises RecipeError if that is
-        not possible, or if the loss is not finite.
+        not possible, or if the loss is not finite; Stopped if that was requested of any process.
         """
+        if self.ranks.any(self.stop_requested()):
+            raise Stopped
         self.packs.append(inputs)
         self.learning_rate = super()._get_learning_rate()
         loss = self._compute_pack(model, inputs, num_items_in_batch)
@@ -117,9 +133,31 @@ class LoraTrainer(Trainer):
                     break
         if not torch.isfinite(loss):
             self._fail(f"the loss became {loss.item()} after step {self.state.global_step}, expected a finite number")
-        self.tokens += sum(inputs["lengths"])
         self.memory.split_packs += self.memory.parts > 1
+        self.step_loss += loss
+        if len(self.packs) == self.args.gradient_accumulation_steps:
+            loss = loss + self._sum_over_ranks(model)
         return loss
+
+    def _sum_over_ranks(self, model: Any) -> torch.Tensor:
+        """Add up gradients, loss and tokens of the step; the loss that the other processes computed."""
+        mine, tokens = self.step_loss, sum(sum(pack["lengths"]) for pack in self.packs)
+        if self.ranks.size > 1:
+            gradients = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
+            flat = torch.cat([*(grad.flatten().float() for grad in gradients), mine.view(1), mine.new_tensor([tokens])])
+            self.ranks.sum(flat)
+            *parts, loss, count = flat.split([*(grad.numel() for grad in gradients), 1, 1])
+            for grad, part in zip(gradients, parts, strict=True):
+                grad.copy_(part.view_as(grad))
+            self.step_loss, tokens = loss.squeeze(0), int(count.item())
+        self.tokens += tokens
+        return self.step_loss - mine
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The loss of a step in full, where Trainer rounds it to four digits."""
+        if "loss" in logs:
+            logs["loss"] = self.step_loss.item()
+        super().log(logs, *args, **kwargs)
 
     def _compute_pack(self, model: Any, pack: dict[str, Any], num_items_in_batch: int | None) -> torch.Tensor | None:
         """None if memory ran out: outside of the handler, whose traceback would keep all activations."""
@@ -160,7 +198,9 @@ class LoraTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss: the mean in nats over all trained tokens, however they are packed."""
-        nll, count = validation_nll(self.model, self.eval_dataset)
+        packs = range(self.ranks.rank, len(self.eval_dataset), self.ranks.size)
+        share = validation_nll(self.model, (self.eval_dataset[number] for number in packs))
+        nll, count = self.ranks.sum(torch.tensor(share, dtype=torch.float64)).tolist()
         if not math.isfinite(nll):
             raise RecipeError(
                 f"the validation loss became {nll} after step {self.state.global_step}, expected a finite number; "
@@ -212,107 +252,36 @@ class LoraTrainer(Trainer):
             stopped_early=stopped_early,
             skipped_steps=self.skipped.total,
             split_packs=self.memory.split_packs,
+            processes=self.ranks.size,
             threads=torch.get_num_threads(),
-            nondeterministic=NONDETERMINISTIC.get(self.args.device.type, []),
         )
-
-    # Checkpoints: Trainer's own hold pickles, a host name and a time, and replace the old one before they are complete.
-
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Write a whole checkpoint with its manifest, then remove older ones."""
-        step = self.state.global_step
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        with atomic_folder(folder, replace_any=True) as partial:
-            write_adapter(self.model, partial)
-            check_adapter(partial, trained=False)
-            self.state.save_to_json(str(partial / "trainer_state.json"))
-            write_state(partial, self._training_state())
-            results = {"step": step, "threads": torch.get_num_threads()}
-            write_manifest(partial, STAGE, {}, hash_packs(self.train_dataset.packs), results)
-        rotate(folder.parent, self.keep_checkpoints)
-
-    def _training_state(self) -> dict[str, Any]:
-        scaler = getattr(self.accelerator, "scaler", None)
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.lr_scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            **{name: part.state_dict() for name, part in self._own_state().items()},
-        }
-
-    def _own_state(self) -> dict[str, Any]:
-        return {"selection": self.selection, "memory": self.memory, "skipped": self.skipped}
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(self.model, check_adapter(Path(resume_from_checkpoint), trained=False))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        state = read_state(Path(checkpoint))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
-        if state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        for name, part in self._own_state().items():
-            part.load_state_dict(state[name])
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Nothing: `_load_optimizer_and_scheduler` does it."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: each pack has its own seed."""
-
-
-def training_arguments(train: Train, folder: Path, cuda: bool) -> TrainingArguments:
-    """The fields of `train` in Trainer's terms. One GPU is used even if more are visible."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        logging_dir=str(folder),  # the default has a time and the host name in it
-        seed=train.seed,
-        data_seed=train.seed,
-        num_train_epochs=1,  # the packs of all epochs are one pass
-        per_device_train_batch_size=1,  # a pack
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_ratio=train.warmup_ratio,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim=OPTIMIZERS[train.optimizer],
-        fp16=cuda,  # autocast and a loss scale: without it fp16 gradients of a mean over many tokens underflow
-        use_cpu=not cuda,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # the default hides exactly what must stop the run
-        eval_strategy="steps" if train.eval_steps else "no",
-        eval_steps=train.eval_steps or None,
-        save_steps=train.save_steps,
-        save_total_limit=None,  # `rotate` removes old checkpoints once the new one is complete
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,  # Progress shows tokens per second and the remaining time
-    )
-    if arguments.n_gpu > 1:  # else Trainer would wrap the model in DataParallel, which cannot split a pack
-        say(f"{arguments.n_gpu} GPUs are visible, the run uses {arguments.device}: choose one by CUDA_VISIBLE_DEVICES")
-        arguments._n_gpu = 1
-    return arguments
 
 
 def build_trainer(
-    model: "PeftModel", train: Train, run: Run, data: PackedDataset, validation: PackedDataset, cuda: bool
+    model: "PeftModel",
+    train: Train,
+    run: Run,
+    data: PackedDataset,
+    validation: PackedDataset,
+    cuda: bool,
+    ranks: Ranks | None = None,
 ) -> LoraTrainer:
-    """The Trainer of one run. The model must be prepared already (`model.prepare.prepare_for_training`)."""
+    """The Trainer of one run, or of one of its processes.
+
+    The model must be prepared already (`model.prepare.prepare_for_training`).
+    """
+    ranks = ranks or Ranks()
     trainer = LoraTrainer(
         model=model,
-        args=training_arguments(train, run.checkpoints, cuda),
+        args=training_arguments(train, run.checkpoints, cuda, ranks.size),
         train_dataset=data,
         eval_dataset=validation,
         run=run,
+        ranks=ranks,
         selection=Selection(train.keep == "best", train.patience),
         keep_checkpoints=train.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
+    if not ranks.rank:
+        trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
     return trainer

@@ -109,7 +109,9 @@ def llama_server(python: str, weights: Path, kind: str, folder: Path) -> Iterato
     options = {"model": file, "port": port, "n_ctx": 2048, "n_threads": threads(), "n_threads_batch": threads()}
     options |= {"interrupt_requests": "false", "verbose": "false"}  # else a second client ends the answer to the first
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    process = subprocess.Popen([python, "-m", "llama_cpp.server", *flags], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [python, "-m", "llama_cpp.server", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         address = f"http://127.0.0.1:{port}/"
         for _ in range(600):

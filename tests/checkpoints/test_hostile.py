@@ -169,3 +169,13 @@ def test_a_hole_of_gigabytes_is_not_read(tmp_path: Path, name: str) -> None:
     assert path.stat().st_size > size
     with pytest.raises(RecipeError, match=r"a list of tensors needs at most|big-endian machine, or is damaged"):
         pth.read(path)
+
+
+def test_a_gguf_tensor_without_values_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("output.weight", np.zeros((0, 32), dtype=np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(RecipeError, match=r"output\.weight is empty"):
+        gguf_reader.read_file(tmp_path / "x.gguf")

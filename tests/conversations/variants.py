@@ -203,6 +203,12 @@ VARIANTS = {
         QA,
         [0],
     ),
+    "Firefly's pair in a table with both fields": (
+        "firefly",
+        {"kind": "k", "input": "q", "target": "a", "conversation": None},
+        QA,
+        [0],
+    ),
     "Firefly's pairs": ("firefly", {"conversation_id": 1, "conversation": [{"human": "q", "assistant": "a"}]}, QA, [0]),
     "MOSS 002": ("moss", {"plain_text": "[Human]: q<eoh>\n[MOSS]: a<eoa>\n", "num_turns": 1}, QA, [0]),
     "scores beside a list of answers": (

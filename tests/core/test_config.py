@@ -214,6 +214,25 @@ def test_every_value_is_valid_or_one_short_sentence(tmp_path, key, value):
         assert not isinstance(found, float) or math.isfinite(found)
 
 
+TABLE = sorted(name.partition("[].")[2] for name, _ in schema.list_fields(Config) if "[]." in name)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(TABLE), AWKWARD)
+def test_every_value_of_a_source_is_valid_or_one_short_sentence(tmp_path, key, value):
+    try:
+        config = configs.load(None, {"corpus.source": [{key: value}]})
+    except UsageError as error:
+        assert_short(error)
+        assert f"corpus.source[0].{key}" in str(error)
+        return
+    if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+        return  # a file's name that is not UTF-8, which TOML cannot hold
+    path = tmp_path / "config.toml"
+    path.write_text(configs.dump(config), encoding="utf-8")
+    assert configs.load(path) == config
+
+
 @given(st.lists(st.text(), max_size=3))
 def test_any_set_flag_is_valid_or_one_short_sentence(assignments):
     try:

@@ -160,6 +160,8 @@ def content(folder: Path) -> dict[str, str]:
             out[name] = "folder"
         elif "tfevents" in path.name:
             out[name.partition(".tfevents")[0]] = "file"
+        elif path.name == ".eval-parts.jsonl":  # what an evaluation resumes from, in the order in which it came
+            out[name] = "file"
         elif path.name == "records.json":
             out[name] = " ".join(sorted(json.loads(path.read_text())["outputs"]))
         elif path.name == "metrics.jsonl":

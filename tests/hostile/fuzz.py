@@ -3,7 +3,7 @@
     pip install --target FOLDER --no-deps atheris==3.0.0, then PYTHONPATH=FOLDER
 
 Every target has a process of its own, which ends, with the input, at any exception but a RecipeError. The counts go
-into results/fuzz.json.
+into results/fuzz.json; targets that it holds already are left out.
 """
 
 import argparse
@@ -53,18 +53,26 @@ def main() -> int:
         fuzz(args.target, args.cases, guided)
         return 0
     names = list(importlib.import_module("targets").TARGETS)
-    found: dict[str, object] = {}
+    share = -(-args.cases // len(names))
+    results = HERE / "results" / "fuzz.json"
+    found = json.loads(results.read_text())["targets"] if results.is_file() else {}
     for name in names:
-        share, start = -(-args.cases // len(names)), time.monotonic()
+        if found.get(name, {}).get("cases", 0) >= share:
+            continue  # of an earlier, interrupted run
+        start = time.monotonic()
         command = [sys.executable, __file__, "--target", name, "--cases", str(share)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ)
-        found[name] = {"cases": share, "seconds": round(time.monotonic() - start)}
+        found[name] = {
+            "cases": share,
+            "seconds": round(time.monotonic() - start),
+            "by": "atheris" if guided else "random",
+        }
         if done.returncode:
-            found[name] |= {"defect": done.stderr[-2000:]}
+            found[name] |= {"cases": 0, "defect": done.stderr[-1000:]}
         print(name, found[name], flush=True)
-        result = {"by": "atheris" if guided else "random changes", "cases": share * len(found), "targets": found}
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "fuzz.json").write_text(json.dumps(result, indent=1) + "\n")
+        result = {"cases": sum(entry["cases"] for entry in found.values()), "targets": found}
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(json.dumps(result, indent=1) + "\n")
     return int(any("defect" in entry for entry in found.values()))
 
 

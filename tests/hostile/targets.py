@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipe.checkpoints import adapter, gguf, hf_config, meta, pth, safetensors, tokenizer, tokenizer_json
+from recipe.checkpoints.files import read_object
 from recipe.checkpoints.source import LazyTensor
 from recipe.conversations.cleaning.html import clean_text
 from recipe.conversations.formats import detect
@@ -64,7 +65,7 @@ TARGETS: dict[str, tuple[str, Read]] = {
     "params.json": ("params.json", meta._params),
     "tokenizer.json": ("tokenizer.json", lambda path: tokenizer_json._checked(tokenizer_json._read(path), path, 9, [])),
     "tokenizer.model": ("tokenizer.model", lambda path: tokenizer._proto(path.read_bytes(), path)),
-    "adapter": ("adapter_config.json", lambda path: adapter._scale(adapter.read_object(path), path)),
+    "adapter": ("adapter_config.json", lambda path: adapter._settings(read_object(path), path)),
     "config.toml": ("x.toml", config.load),
     "template": ("y.toml", _template),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent)),

@@ -124,8 +124,10 @@ def start_server():
                 return process, line.split(" at ")[1].split(" ")[0]
         raise AssertionError(f"the server did not start: exit {process.wait()}, {''.join(lines)}")
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(20)

@@ -11,8 +11,8 @@ from recipe.core.files import sha256
 from recipe.core.manifest import read_manifest, verify, write_manifest
 from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
+from recipe.training import checkpoint as training
 from recipe.training import resume
-from recipe.training import trainer as training
 
 
 def write_checkpoint(folder, step: int):
@@ -59,6 +59,24 @@ def test_a_damaged_manifest_sets_the_checkpoint_aside(tmp_path, damage, capsys):
     assert resume.newest_checkpoint(tmp_path)[0].name == "checkpoint-2"
     assert (tmp_path / "damaged-checkpoint-4-2" / "content").read_text() == "4"
     assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-2" in capsys.readouterr().err
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_no_half(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        path = write_checkpoint(tmp_path, step)
+        write_manifest(path, resume.STAGE, {}, resume.hash_packs([]), {"step": step, "threads": 1})
+
+    def killed(path, **options):
+        if path.is_dir():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resume.shutil, "rmtree", killed)
+        resume.rotate(tmp_path, keep=1)
+    assert all((path / "manifest.json").is_file() for path in resume.list_checkpoints(tmp_path))
+    assert resume.find_checkpoint(tmp_path, [], 1, keep=1) == tmp_path / "checkpoint-3"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
@@ -114,6 +132,8 @@ def test_another_number_of_threads_is_reported(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "checkpoint-2 was written with 1 CPU threads and this process uses 2" in message
     assert "OMP_NUM_THREADS=1" in message
+    resume.report_threads(path, read_manifest(path), 1, processes=2)
+    assert "checkpoint-2 was written by 1 processes and 2 resume from it" in capsys.readouterr().err
 
 
 def test_checkpoints_and_manifest_name_threads_and_no_host(trained_run):

@@ -102,7 +102,7 @@ def test_a_swallowed_ctrl_c_while_modules_load_stops_the_run(tiny_run, monkeypat
 
 
 def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkeypatch, capsys):
-    """The clock is replaced: the limit passes during the third step."""
+    """The clock is replaced: the limit passes during the third step, so the second is saved."""
     whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
     train.run(whole)
     limited = dataclasses.replace(tiny_run, train=dataclasses.replace(tiny_run.train, max_minutes=5.0, save_steps=100))
@@ -113,7 +113,7 @@ def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkey
         patch.setattr("recipe.training.signals.time.monotonic", late)
         with pytest.raises(KeyboardInterrupt):
             train.run(limited)
-    assert "train.max_minutes: saved after step 3 of " in capsys.readouterr().err
+    assert "train.max_minutes: saved after step 2 of " in capsys.readouterr().err
     train.run(dataclasses.replace(limited, train=dataclasses.replace(limited.train, max_minutes=0.0)))
     one, two = (sha256(Run.latest(each) / "adapter" / "adapter_model.safetensors") for each in (limited, whole))
     assert one == two

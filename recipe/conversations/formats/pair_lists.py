@@ -55,7 +55,7 @@ def read_history(history: Any) -> list[Message]:
 
 def read_firefly(record: Record) -> Iterator[Dialogue]:
     """Firefly's pairs in `conversation`, or one pair as `input` and `target` with its `kind`."""
-    if "conversation" in record:
+    if is_list_of(record.get("conversation"), "human"):
         yield _read_pairs(record, record["conversation"], ("human", "assistant"))
     else:
         yield Dialogue(alternate(record["input"], record["target"]))

@@ -25,7 +25,7 @@ def build_corpus(plan: Plan, output: Path, work: Path) -> tuple[dict[str, Any], 
     """
     for source in plan.sources:
         detect.check(source.path, source.format)
-    if plan.corpus.processes != 1:
+    if plan.corpus.processes != 1 and not plan.corpus.cluster:
         workers.start_fork_server()
     tokenizer = load_tokenizer(plan.base)
     check_template(tokenizer, plan.corpus.template)

@@ -20,7 +20,7 @@ from recipe.conversations.cleaning.accounting import Account, Change, Drop, acco
 from recipe.conversations.cleaning.filters import Filters
 from recipe.conversations.formats import detect
 from recipe.conversations.messages import Conversation
-from recipe.conversations.pipeline import workers
+from recipe.conversations.pipeline import cluster, workers
 from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
 from recipe.conversations.pipeline.resolve import RawSource
@@ -111,6 +111,12 @@ def prepare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = iter(shards)
+    if config.corpus.cluster:
+        with cluster.open_cluster(config.corpus.cluster, config, folder) as (submit, threads):
+            for shard, count in _in_order(lambda shard: submit(_finish_there, shard), shards, AHEAD * threads):
+                report(shard, count)
+                yield shard.number
+        return
     first = list(itertools.islice(shards, 2))
     shards = itertools.chain(first, shards)
     if processes == 1 or len(first) < 2:
@@ -121,7 +127,7 @@ def prepare(
         return
     with ProcessPoolExecutor(processes, workers.context(), _begin, (config, folder)) as pool:
         try:
-            for shard, count in _in_order(pool, shards, AHEAD * processes):
+            for shard, count in _in_order(lambda shard: pool.submit(_finish, shard), shards, AHEAD * processes):
                 report(shard, count)
                 yield shard.number
         except BrokenProcessPool:
@@ -136,12 +142,14 @@ def prepare(
             pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, shards: Iterable[Shard], ahead: int) -> Iterator[tuple[Shard, int]]:
+def _in_order(
+    submit: Callable[[Shard], Future[int]], shards: Iterable[Shard], ahead: int
+) -> Iterator[tuple[Shard, int]]:
     """(shard without its records, conversations in it) in order, at most `ahead` of them under way."""
     waiting: deque[tuple[Shard, Future[int]]] = deque()
     for shard in shards:
         with workers.defer_signals():  # this may start a worker
-            waiting.append((replace(shard, records=[]), pool.submit(_finish, shard)))
+            waiting.append((replace(shard, records=[]), submit(shard)))
         if len(waiting) >= ahead:
             done, count = waiting.popleft()
             yield done, count.result()
@@ -197,6 +205,12 @@ def _begin(config: ShardConfig, folder: Path) -> None:
 
 def _finish(shard: Shard) -> int:
     return _worker.finish(shard)
+
+
+def _finish_there(config: ShardConfig, folder: Path, shard: Shard) -> int:
+    """`_finish` on a cluster, where one worker may serve several corpora."""
+    worker: _Worker = cluster.own(config, lambda: _Worker(config, folder))
+    return worker.finish(shard)
 
 
 def _conversations(shard: Shard) -> Iterator[Conversation | Rejected]:

@@ -36,7 +36,7 @@ def records(path: Path, source: str = "") -> Iterator[Record | Rejected]:
                 for item in _rows(batch, number, source or path.name):
                     yield item
                     number += 1
-        except (pa.ArrowException, OSError, OverflowError, RecursionError, MemoryError) as error:
+        except (pa.ArrowException, OSError, OverflowError, RuntimeError, MemoryError, UnicodeDecodeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RecipeError(
                 f"{printable(str(file))} cannot be read ({snippet(reason, 200)}): expected Parquet or Arrow; download "

@@ -219,3 +219,13 @@ def test_a_zstandard_file_is_read_like_a_plain_one(tmp_path: Path) -> None:
     assert len(kept) >= 200
     assert isinstance(last, Rejected)
     assert last.reason is Drop.CUT_OFF
+
+
+def test_text_of_a_table_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.array([b"\xff\xfe", b"x"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"instruction": column, "output": column}), tmp_path / "x.parquet")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        list(records(tmp_path / "x.parquet", "x"))
