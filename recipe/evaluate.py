@@ -1,6 +1,6 @@
 """Evaluate a run: losses with intervals, what was forgotten, answers; base and tuned model side by side.
 
-An evaluation that was interrupted goes on where it stopped. --vote also answers 80 open questions and writes a page on
+An evaluation that was interrupted resumes where it stopped. --vote also answers 80 open questions and writes a page on
 which people compare the answers without knowing whose they are; --votes counts what they saved.
 """
 

@@ -1,4 +1,4 @@
-"""Finished parts of an evaluation, kept in a file of the run: an interrupted evaluation goes on where it stopped.
+"""Finished parts of an evaluation, kept in a file of the run: an interrupted evaluation resumes where it stopped.
 
 Each line is one part: the losses of a pack, or a batch of answers. Its key is a digest of what was asked, so that a
 part is found again as long as the question is the same, whatever else was added to the evaluation since.

@@ -25,7 +25,7 @@ from recipe.core.text import say, snippet
 ROOT = Path(__file__).parents[2]
 BAND = 0.01  # relative difference of the validation loss; see tests/reproduce/README.md for what was measured
 RESULT = "replay.json"  # in the replay's folder, when it is complete
-CONFIG = "replay.toml"  # not config.toml: the folder is no run
+CONFIG = "replay.toml"  # not config.toml: the folder is not a run
 
 
 def replay(original: Run, config: Config, folder: Path) -> dict[str, Any]:

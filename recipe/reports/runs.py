@@ -36,7 +36,7 @@ def list_runs(folder: Path) -> list[RunRow]:
         key=lambda path: (path.parent.name, path.joinpath("config.toml").stat().st_mtime, path.name),
     )
     if not found:
-        raise RecipeError(f"there is no run in {folder}: train one first, or name the folder with --set runs=DIR")
+        raise RecipeError(f"{folder} holds no runs: train one first, or name the folder with --set runs=DIR")
     settings = [_read_settings(Run(path)) for path in found]
     rows = []
     for path, mine in zip(found, settings, strict=True):

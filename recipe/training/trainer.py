@@ -173,7 +173,7 @@ class LoraTrainer(CheckpointingTrainer):
         return torch.stack(parts).sum()
 
     def _fail(self, what: str) -> NoReturn:
-        """Write the packs of the step and raise RecipeError: `what` happened, and how to go on."""
+        """Write the packs of the step and raise RecipeError: `what` happened, and how to continue."""
         step = self.state.global_step
         write_batch(self.run.failed_batch, step + 1, self.packs, self.train_dataset.packs)
         kept = next(iter(list_checkpoints(self.run.checkpoints)), None)

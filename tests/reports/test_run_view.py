@@ -160,7 +160,7 @@ def test_all_runs_are_one_table(trained_run, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
     assert rows[f"tiny/{run.folder.name}"]["before"] == evaluation["base"]["loss"]
     assert entry(lambda: report.main(["--all", "--set", f"runs={config.runs}/none"])) == 1
-    assert "there is no run in" in capsys.readouterr().err
+    assert "holds no runs" in capsys.readouterr().err
 
 
 def test_a_run_that_forgot_or_learned_nothing_is_marked(trained_run, capsys):

@@ -78,7 +78,7 @@ def test_smaller_forward_passes_keep_the_batch_and_the_run(tiny_run, trained_onc
     assert 0 < two["split_packs"] <= two["packs"] - 3 * 2 and one["split_packs"] == 0
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-4)
     assert two["steps"] == one["steps"]
-    with monkeypatch.context() as patch:  # a resume goes on with as many parts
+    with monkeypatch.context() as patch:  # a resumed run uses as many parts
         patch.setattr(faults, "say", lambda message: pytest.fail(message))
         Run.latest(plain).joinpath("manifest.json").unlink()
         assert train.run(plain)["results"] == two
