@@ -11,27 +11,15 @@ import sys
 from typing import Any
 
 from recipe.core.cli import build_parser, entry, load_config
-from recipe.core.config import Config
 from recipe.core.errors import UnfitError, UsageError
 from recipe.core.text import show
 from recipe.planning import memory
-from recipe.planning.cards import CARDS, P100, Card
+from recipe.planning.cards import CARDS
 from recipe.planning.hardware import CONTEXT_MIB, MARGIN_MIB, MIB
 from recipe.planning.sizing import KNOWN
 from recipe.planning.text import estimated, text, verdict
-from recipe.planning.whole import Plan, make_plan
-
-
-def run(
-    config: Config,
-    size: str | None = None,
-    tokens: int | None = None,
-    card: Card = P100,
-    gpus: int = 1,
-    price: float | None = None,
-) -> Plan:
-    """The plan of a run. Raises UsageError if neither base.path nor `size` tells the shape."""
-    return make_plan(config, size, tokens, card, gpus, price)
+from recipe.planning.whole import Plan
+from recipe.planning.whole import make_plan as run
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

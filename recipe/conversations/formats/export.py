@@ -115,7 +115,7 @@ def _has_untrained(file: Path) -> bool:
 def write(corpus: Path, folder: Path, name: str) -> None:
     """Write both splits of a prepared corpus into `folder`, with LLaMA-Factory's dataset_info.json where it reads them.
 
-    It would train every answer: where one is marked as untrained, dataset_info.json is not written, and a notice is printed.
+    It would train every answer: where one is marked as untrained, it is left out, with a notice.
     Raises RecipeError where a sample cannot be written in the format.
     """
     chosen = EXPORTS[name]
