@@ -46,9 +46,10 @@ class RunView:
     replay: Sequence[str] = ()  # commands
 
     def values(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of the rows of metrics that have it."""
+        """(step, value) of the rows of metrics that have it: those of a validation, or those of a step."""
+        rows = [row for row in self.metrics if ("eval_loss" in row) == (key == "eval_loss")]
         return [
             (float(row["step"]), float(row[key]))
-            for row in self.metrics
+            for row in rows
             if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int | float)
         ]

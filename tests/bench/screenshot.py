@@ -32,7 +32,7 @@ async def talk(tab: Tab, picture: Path) -> None:
 
 
 async def visit(address: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         async with open_tab(address, Path(folder)) as tab:
             await talk(tab, PICTURE)
 

@@ -173,7 +173,9 @@ def test_another_python_is_one_sentence(tmp_path, version, found):
     if version:
         fake.write_text(f"#!/bin/sh\necho {version}\n")
         fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    done = subprocess.run(["make", "-s", "setup", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "RECIPE_PYTHON"}
+    command = ["make", "-s", "setup", f"PYTHON={fake}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode != 0 and not (tmp_path / ".venv").exists()
     first = done.stderr.splitlines()[0]
     assert (
