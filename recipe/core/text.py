@@ -40,7 +40,8 @@ def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
 def print_any_text() -> None:
     """Let stdout print characters that its encoding lacks as escapes, as stderr does: LC_ALL=C must not end a stage."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
