@@ -14,7 +14,7 @@ from typing import Any
 from recipe.core import config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.run import Run
-from recipe.core.text import close_bars, print_any_text, say, snippet
+from recipe.core.text import close_bars, open_standard_streams, print_any_text, say, snippet
 
 INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
@@ -118,6 +118,7 @@ def entry(main: Callable[[], int]) -> int:
 
     Only defects of the recipe itself end in a traceback.
     """
+    open_standard_streams()
     print_any_text()
     os.environ.setdefault(*WAITING)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,16 @@ def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
         return
     ascii_only = getattr(sys.stdout, "encoding", None) not in ("utf-8", "UTF-8")
     print(json.dumps(result, ensure_ascii=ascii_only, sort_keys=True) if as_json else text)
+
+
+def open_standard_streams() -> None:
+    """Open the standard streams that are closed on the null device: else the next file that is opened has the number
+    of one, and what a library prints goes into that file."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 def print_any_text() -> None:
