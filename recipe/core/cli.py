@@ -108,11 +108,6 @@ def load_run(args: argparse.Namespace) -> tuple[config.Config, Run]:
     return run.config(config.parse_set(args.set)), run
 
 
-# OpenMP's idle threads spin by default, and beside another program they spin while the working thread waits for a core:
-# a step then takes twice as long. Read when torch is imported, so it is set before.
-WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def entry(main: Callable[[], int]) -> int:
     """Run a command; a failure becomes one sentence on stderr and an exit code: 1 failed, 2 usage, 3 unfit.
 
@@ -120,7 +115,6 @@ def entry(main: Callable[[], int]) -> int:
     """
     open_standard_streams()
     print_any_text()
-    os.environ.setdefault(*WAITING)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the modules loaded
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -185,14 +185,6 @@ def test_another_python_is_one_sentence(tmp_path, version, found):
     )
 
 
-def test_idle_threads_sleep_unless_the_user_says_otherwise():
-    code = "import os; from recipe.core.cli import entry; entry(lambda: print(os.environ['OMP_WAIT_POLICY']) or 0)"
-    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert done.stdout.strip() == expected, done.stderr
-
-
 @pytest.mark.parametrize("stage", ["corpus", "train"])
 def test_ctrl_c_while_modules_load_is_no_traceback(stage, tmp_path):
     """The first module that a command imports waits for the signal."""

@@ -138,6 +138,12 @@ def test_memory_and_time_are_as_promised(first):
 def test_a_second_demo_skips_what_its_manifests_prove_done(first):
     again = make("demo")
     assert again.returncode == 0, again.stderr[-3000:]
-    for stage in ("is fetched already", "is prepared already", "is already trained", "is there already"):
+    for stage in (
+        "is already fetched",
+        "is already converted",
+        "is already prepared",
+        "is already trained",
+        "is already merged",
+    ):
         assert stage in again.stderr
     assert "train:" not in again.stderr, "nothing was trained again"
