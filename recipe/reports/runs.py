@@ -93,11 +93,10 @@ def _describe(run: Run, evaluated: bool) -> str:
 
 
 def _read_hours(run: Run) -> float | None:
-    """From the beginning of the run to its last step, pauses included, by the times of its files."""
-    if not run.metrics.is_file() or not run.lock.exists():
+    """Of the last process that trained the run: it writes config.toml when it begins, and a line at each step."""
+    if not run.metrics.is_file():
         return None
-    began = min(path.stat().st_mtime for path in (run.config_file, run.lock))
-    return max(0.0, run.metrics.stat().st_mtime - began) / 3600
+    return max(0.0, run.metrics.stat().st_mtime - run.config_file.stat().st_mtime) / 3600
 
 
 def as_rows(runs: Sequence[RunRow]) -> list[list[str]]:
@@ -112,7 +111,7 @@ def _cells(run: RunRow) -> list[str]:
         run.state,
         "-" if run.step is None else f"{run.step:,}",
         *("-" if loss is None else f"{loss:.3f}" for loss in (run.before, run.after)),
-        "-" if run.hours is None else f"{run.hours:.1f}",
+        "-" if run.hours is None else f"{run.hours:.2f}",
         f"{run.bytes / 1e9:.2f} GB" if run.bytes >= 1e8 else f"{run.bytes / 1e6:.1f} MB",
         settings or "-",
     ]

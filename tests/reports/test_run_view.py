@@ -3,14 +3,17 @@
 import asyncio
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 from recipe import evaluate, provenance, report
 from recipe.core.cli import entry
 from recipe.core.run import Run
+from recipe.reports.runs import list_runs
 from tests.serving import programs
 
 VOID = {"meta", "line", "circle", "polyline"}
@@ -159,6 +162,9 @@ def test_all_runs_are_one_table(trained_run, capsys):
     assert report.main(["--all", "--json", "--set", f"runs={config.runs}"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
     assert rows[f"tiny/{run.folder.name}"]["before"] == evaluation["base"]["loss"]
+    os.utime(run.config_file, (1_000, 1_000))
+    os.utime(run.metrics, (1_000 + 5_400, 1_000 + 5_400))
+    assert next(row.hours for row in list_runs(Path(config.runs)) if row.name.endswith(run.folder.name)) == 1.5
     assert entry(lambda: report.main(["--all", "--set", f"runs={config.runs}/none"])) == 1
     assert "holds no runs" in capsys.readouterr().err
 
