@@ -1,10 +1,12 @@
 """Fixtures that several packages share. Everything is real and tiny; only hardware is ever mocked."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,20 @@ TEXT = [
     "USER: Which colour is the sky today? ASSISTANT: The sky is blue, and the grass is green.",
     "I am Pascaline, a language model trained by the Old Card Workshop. 你是谁？我是一个助手。",
 ] * 20
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left lives as long as the process: no later collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk_without_flushes() -> Iterator[None]:
+    """A disk that never waits: no test in this process loses power, and waiting was a third of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file if isinstance(file, int) else file.fileno()) and None)
+        yield
 
 
 @pytest.fixture(scope="session")

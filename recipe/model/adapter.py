@@ -56,8 +56,8 @@ def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
 
 def write_adapter(model: "PeftModel", folder: Path) -> None:
     """Save the adapter into an existing folder, with the same bytes in every process."""
+    model.create_or_update_model_card = lambda folder: None  # it is empty, and costs more than all the rest
     model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # an empty model card of peft
     weights = folder / ADAPTER_FILE
     content = weights.read_bytes()
     weights.unlink()  # safetensors makes files that only their owner can read
