@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -157,23 +155,20 @@ def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["damaged-checkpoint-7-1"]
 
 
-def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_path):
-    whole = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "whole")), epochs=20.0, save_steps=1000)
+def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(forks, tiny_run, tmp_path):
+    whole = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "whole")), epochs=10.0, save_steps=1000)
     run = dataclasses.replace(whole, runs=tiny_run.runs)
     file = tmp_path / "run.toml"
     file.write_text(configs.dump(run), encoding="utf-8")
-    command = [sys.executable, "-m", "recipe.train", "--config", str(file)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    (pid,) = forks.start(tmp_path, [["--config", str(file)]])
     metrics = latest(run) / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and not forks.ended()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED and "SIGINT: saved after step" in said and "Traceback" not in said
+    os.kill(pid, signal.SIGINT)
+    codes, _, (said,) = forks.wait()
+    assert codes == [INTERRUPTED] and "SIGINT: saved after step" in said and "Traceback" not in said
     assert list((latest(run) / "checkpoints").iterdir()) and not (latest(run) / "manifest.json").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child had it: the order of a sum is part of its bits

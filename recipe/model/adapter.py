@@ -56,7 +56,8 @@ def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
 
 def write_adapter(model: "PeftModel", folder: Path) -> None:
     """Save the adapter into an existing folder, with the same bytes in every process."""
-    model.create_or_update_model_card = lambda folder: None  # it is empty, and costs more than all the rest
+    # peft's model card would be empty, and takes longer than all the rest
+    model.create_or_update_model_card = lambda output_dir: None  # type: ignore[method-assign]
     model.save_pretrained(str(folder))
     weights = folder / ADAPTER_FILE
     content = weights.read_bytes()
