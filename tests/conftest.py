@@ -183,11 +183,32 @@ def forks() -> Iterator[Forks]:
     forks.close()
 
 
-@pytest.fixture
-def trained_run(trained_once: Config, tmp_path: Path) -> tuple[Config, Run]:
-    """A private copy of a finished tiny run: its config and its folder."""
-    shutil.copytree(trained_once.runs, tmp_path / "runs", symlinks=True)
-    config = dataclasses.replace(trained_once, runs=str(tmp_path / "runs"))
+@pytest.fixture(scope="session")
+def evaluated_once(trained_once: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The config of a finished and evaluated tiny run that no test may change."""
+    from recipe import evaluate
+
+    config, run = copy_run(trained_once, tmp_path_factory.mktemp("evaluated") / "runs")
+    run.record("config.toml")
+    evaluate.run(config, run)
+    return config
+
+
+def copy_run(config: Config, runs: Path) -> tuple[Config, Run]:
+    shutil.copytree(config.runs, runs, symlinks=True)
+    config = dataclasses.replace(config, runs=str(runs))
     run = Run(Run.latest(config).resolve())
     run.begin(config)  # writes the config with the new path
     return config, run
+
+
+@pytest.fixture
+def trained_run(trained_once: Config, tmp_path: Path) -> tuple[Config, Run]:
+    """A private copy of a finished tiny run: its config and its folder."""
+    return copy_run(trained_once, tmp_path / "runs")
+
+
+@pytest.fixture
+def evaluated_run(evaluated_once: Config, tmp_path: Path) -> tuple[Config, Run]:
+    """A private copy of a finished and evaluated tiny run: its config and its folder."""
+    return copy_run(evaluated_once, tmp_path / "runs")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import chat, merge, train
+from recipe import chat, merge
 from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from recipe.core.cli import INTERRUPTED, entry
 from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.files import sha256
 from recipe.core.lineage import verify_all
-from recipe.core.manifest import verify
+from recipe.core.manifest import read_manifest, verify
 from recipe.core.run import Run
 from recipe.model import accumulation, prepare
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
@@ -71,20 +71,18 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     assert not settings["base_model_name_or_path"], "a path of this machine must not be in an artefact"
 
 
-def test_the_same_config_is_the_same_run_and_another_is_another(tiny_run, capsys):
-    train.run(tiny_run)
-    first = latest(tiny_run).resolve()
-    train.run(changed(tiny_run, save_steps=1))
-    assert "already trained" in capsys.readouterr().err and latest(tiny_run).resolve() == first
-    train.run(changed(tiny_run, seed=1))
-    assert latest(tiny_run).resolve() != first
+def test_the_same_config_is_the_same_run_and_another_is_another(trained_run, capsys):
+    config, _ = trained_run
+    first = latest(config).resolve()
+    train.run(changed(config, save_steps=1))
+    assert "already trained" in capsys.readouterr().err and latest(config).resolve() == first
+    train.run(changed(config, seed=1))
+    assert latest(config).resolve() != first
 
 
-def test_two_runs_of_one_config_are_equal_to_the_bit(tiny_run, tmp_path):
+def test_two_runs_of_one_config_are_equal_to_the_bit(tiny_run, trained_once):
     train.run(tiny_run)
-    again = dataclasses.replace(tiny_run, runs=str(tmp_path / "again"))
-    train.run(again)
-    one, two = ((latest(config) / "manifest.json").read_bytes() for config in (tiny_run, again))
+    one, two = ((latest(config) / "manifest.json").read_bytes() for config in (tiny_run, trained_once))
     assert one == two
 
 
@@ -103,24 +101,20 @@ def kill_after(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, tmp_path, monkeypatch, capsys, step):
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    expected = train.run(whole)
+def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, trained_once, monkeypatch, capsys, step):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, step)
         train.run(tiny_run)
     manifest = train.run(tiny_run)
     assert f"resume from {latest(tiny_run).resolve()}/checkpoints/checkpoint-{step - 1}" in capsys.readouterr().err
-    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
-    assert manifest == expected
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(trained_once))
+    assert manifest == read_manifest(latest(trained_once))
     rows = [json.loads(line) for line in (latest(tiny_run) / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == sorted(set(steps)) and len(steps) == manifest["results"]["steps"]
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, tmp_path, monkeypatch, capsys):
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    train.run(whole)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, trained_once, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         train.run(tiny_run)
@@ -133,7 +127,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, tmp_path
     assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-1" in message
     assert f"resume from {newest.parent.resolve()}/checkpoint-2" in message
     assert (newest.parent / "damaged-checkpoint-4-1" / ADAPTER_FILE).is_file(), "it may be all that is left"
-    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(trained_once))
 
 
 def test_a_checkpoint_of_other_packs_is_not_resumed(tiny_run, monkeypatch):
@@ -218,12 +212,11 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
-    train.run(tiny_run)
+def test_recomputation_changes_no_gradient(tiny_run, trained_once, tmp_path):
     for count in (0, 1):
         again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / f"{count}")), recompute=count)
         train.run(again)
-        assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
+        assert adapter_sha(latest(trained_once)) == adapter_sha(latest(again))
     with pytest.raises(UsageError, match=r"train\.recompute is 3, expected -1 \(all\) to 2"):
         train.run(changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "3")), recompute=3))
 

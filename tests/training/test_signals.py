@@ -98,10 +98,8 @@ def test_a_swallowed_ctrl_c_while_modules_load_stops_the_run(tiny_run, monkeypat
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, trained_once, monkeypatch, capsys):
     """The clock is replaced: the limit passes during the third step, so the second is saved."""
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    train.run(whole)
     limited = dataclasses.replace(tiny_run, train=dataclasses.replace(tiny_run.train, max_minutes=5.0, save_steps=100))
     metrics = Run.latest(limited) / "metrics.jsonl"
     with monkeypatch.context() as patch:
@@ -112,7 +110,7 @@ def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkey
             train.run(limited)
     assert "train.max_minutes: saved after step 2 of " in capsys.readouterr().err
     train.run(dataclasses.replace(limited, train=dataclasses.replace(limited.train, max_minutes=0.0)))
-    one, two = (sha256(Run.latest(each) / "adapter" / "adapter_model.safetensors") for each in (limited, whole))
+    one, two = (sha256(Run.latest(each) / "adapter" / "adapter_model.safetensors") for each in (limited, trained_once))
     assert one == two
 
 
