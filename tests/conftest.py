@@ -175,6 +175,17 @@ def trained_once(tiny_base: Path, tiny_corpus: Path, tmp_path_factory: pytest.Te
     return config
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as the processes have that are compared with this one: the order of a sum is part of its bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """`recipe.train` in processes of its own that need not import anything."""
