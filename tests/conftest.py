@@ -45,6 +45,14 @@ def disk_without_flushes() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_probe() -> Iterator[None]:
+    """Passages of the forgetting probe: all of them are most of the time of a tiny evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipe.evaluation.texts.PROBE_PASSAGES", 8)
+        yield
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """Real models and conversations beside the checkout; the test is skipped, and says so, where they are absent."""

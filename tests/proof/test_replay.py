@@ -18,9 +18,11 @@ from recipe.core.errors import UsageError
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
 from recipe.core.versions import hardware
+from recipe.evaluation import texts
 from recipe.proof import replay as replays
 
 ROOT = Path(__file__).parents[2]
+ALL_PASSAGES = texts.PROBE_PASSAGES
 REPLAYS = int(os.environ.get("REPLAYS", "0"))  # more than one, in surroundings drawn at random; counted in results.json
 
 
@@ -31,7 +33,9 @@ def original(tmp_path_factory, trained_once, tiny_corpus) -> Config:
     corpus = dataclasses.replace(trained_once.corpus, source=(source,), val_fraction=0.2)
     config = dataclasses.replace(trained_once, corpus=corpus, runs=str(tmp_path_factory.mktemp("original")))
     train.run(config)
-    evaluate.run(config, Run.open(Run.latest(config)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "PROBE_PASSAGES", ALL_PASSAGES)  # the stages of a replay score them all
+        evaluate.run(config, Run.open(Run.latest(config)))
     return config
 
 
