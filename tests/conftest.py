@@ -31,6 +31,13 @@ TEXT = [
 ] * 20
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: then short ones are left at the end, which the workers can share, and the files that
+    use `forks` stay on one worker."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or "forks" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """What the imports left lives as long as the process: no later collection of garbage looks at it again."""
     gc.collect()
