@@ -1,8 +1,9 @@
 """Starts the processes of runs as torchrun does, but as forks of one process that has imported everything once.
 
 Reads one JSON object per line from stdin: `folder` for the messages, `arguments` of recipe.train for each process, and
-`kill`: [rank, step] of a process that dies in that step. Answers with the exit codes and the seconds from the first end
-of a process to the last.
+optionally `kill`: [rank, step] of a process that dies in that step, `folders`: the working folder of each process, and
+`checkouts`: the checkout whose files each process takes for its own code. Answers with the exit codes and the seconds
+from the first end of a process to the last.
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 import traceback
 
 from recipe import train
+from recipe.core import versions
 from recipe.core.cli import entry
 from recipe.training.trainer import LoraTrainer
 
@@ -44,6 +46,10 @@ def child(request: dict, rank: int, port: int) -> None:
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         os.environ |= {name: str(value) for name, value in place.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "folders" in request:
+        os.chdir(request["folders"][rank])
+    if "checkouts" in request:
+        versions.__file__ = f"{request['checkouts'][rank]}/recipe/core/versions.py"
     if request.get("kill", [None])[0] == rank:
         die_in(request["kill"][1])
     code = 99
