@@ -86,7 +86,7 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     tuned = add_adapter(loaded, lora, seed=0)
     prepare.prepare_for_training(tuned, len(loaded.model.layers) if way == "no-kept-activations" else 0)
     data = PackedDataset(table, budget, settings.seed, packs_per_step=packs)
-    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget), cuda=False)
+    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget))
 
 
 def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
