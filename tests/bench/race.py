@@ -15,10 +15,9 @@ Real conversations are downloaded to .cache/bench (they contain personal data: n
 import argparse
 import json
 import math
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,14 @@ WAYS = {
     "all-batch-4": Way("4 packs a step, adapters on all layers", (1e-3, 2e-3), packs=4, targets=ALL),
     "all-batch-1": Way("1 pack a step, adapters on all layers", (5e-4, 1e-3), packs=1, targets=ALL),
     "all-rank-16": Way("2 packs a step, rank 16 on all layers", (5e-4, 1e-3, 2e-3), packs=2, targets=ALL, rank=16),
-    "all-rank-64": Way("the same at rank 64, scaled as rsLoRA", (2.5e-4, 5e-4, 1e-3), packs=2, targets=ALL, rank=64, scale=2 * 8**0.5),
+    "all-rank-64": Way(
+        "2 packs a step, rank 64 on all layers, scaled as rsLoRA does",
+        (2.5e-4, 5e-4, 1e-3),
+        packs=2,
+        targets=ALL,
+        rank=64,
+        scale=2 * 8**0.5,
+    ),
 }
 TRIAL = 0.125  # passes of a run that chooses a rate
 
@@ -159,7 +165,11 @@ def curve(name: str, seed: int, rate: float, epochs: float) -> dict[str, Any]:
 def losses(run: Path, results: Mapping[str, Any]) -> list[tuple[int, float]]:
     """(tokens trained on so far, validation loss in nats), in order; steps are taken to be of equal size."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(round(results["tokens"] * row["step"] / results["steps"]), row["eval_loss"]) for row in rows if "eval_loss" in row]
+    return [
+        (round(results["tokens"] * row["step"] / results["steps"]), row["eval_loss"])
+        for row in rows
+        if "eval_loss" in row
+    ]
 
 
 def curves() -> list[dict[str, Any]]:
