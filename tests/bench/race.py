@@ -15,8 +15,10 @@ Real conversations are downloaded to .cache/bench (they contain personal data: n
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests" / "bench"
 sys.path[:0] = [str(ROOT), str(BENCH)]
-CONFIG, CURVES = BENCH / "race.toml", BENCH / "results" / "race"
+CONFIG, CURVES, SPEEDS = BENCH / "race.toml", BENCH / "results" / "race", BENCH / "results" / "race-speed.json"
+COLOURS = ("#6b7280", "#2563eb", "#16a34a", "#d97706", "#dc2626", "#9333ea", "#0891b2", "#be185d", "#65a30d", "#78350f")
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # rates are chosen on another seed than those of the race
-EVAL_PACKS = 8  # a validation every 8 packs, 16 thousand tokens; at least a step
+EVAL_PACKS = 32  # a validation every 32 packs, 14 thousand tokens; at least a step
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]
 
@@ -39,7 +42,7 @@ class Way:
 
     about: str
     rates: tuple[float, ...]
-    packs: int = 16  # of 2,048 tokens, a step
+    packs: int = 16  # of 512 tokens, a step
     targets: Sequence[str] = ("q_proj", "v_proj")
     rank: int = 8
     scale: float = 2.0  # alpha / rank; rsLoRA (arXiv:2312.03732) multiplies it by sqrt(rank)
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=("all", "tune", "run", "speed", "table"), default="all")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
+    parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
     args = parser.parse_args()
     if args.what in ("all", "tune", "run"):
         prepare()
@@ -97,8 +101,17 @@ def main() -> int:
         for seed in args.seeds:
             for name in args.ways:
                 race(name, seed)
+    if args.what in ("all", "speed"):
+        measure_speed(args.ways)
     if args.what in ("all", "table"):
-        print(json.dumps(summary(), indent=1))
+        found = summary()
+        for suffix, text in (
+            ("json", json.dumps(found, indent=1) + "\n"),
+            ("md", markdown(found)),
+            ("svg", picture(found)),
+        ):
+            (CURVES.parent / f"race.{suffix}").write_text(text, encoding="utf-8")
+        print(json.dumps(found) if args.json else markdown(found))
     return 0
 
 
@@ -176,8 +189,143 @@ def curves() -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(CURVES.glob("*.json"))]
 
 
+def measure_speed(ways: Sequence[str], turns: int = 2) -> None:
+    """Tokens per second of short runs of these ways, which take turns; they are added to those measured before."""
+    from run import machine
+
+    speeds = read_speeds()
+    for turn in range(turns):
+        for name in ways if turn % 2 else reversed(ways):
+            with tempfile.TemporaryDirectory() as runs:
+                settings = WAYS[name].settings(turn, 3e-4, TRIAL) | {"runs": runs, "train.eval_steps": 0}
+                options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+                stage("train", "--config", CONFIG, *options)
+                last = metrics(Path(runs) / "race" / "latest", "loss")[-1]
+            speeds.setdefault(name, []).append({"tokens_per_second": last["tokens_per_second"], "machine": machine()})
+            SPEEDS.write_text(json.dumps(speeds, indent=1) + "\n", encoding="utf-8")
+
+
+def read_speeds() -> dict[str, list[dict[str, Any]]]:
+    return json.loads(SPEEDS.read_text(encoding="utf-8")) if SPEEDS.is_file() else {}
+
+
+def metrics(run: Path, key: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl that have `key`."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if key in row]
+
+
 def summary() -> dict[str, Any]:
-    return {}
+    """Target and, for each way that raced, tokens and seconds to it and its final loss: a value for each seed."""
+    raced = [one for one in curves() if one["seed"] != TUNING_SEED]
+    goals = [one for one in raced if one["way"] == "published"]
+    if not goals:
+        raise SystemExit("error: there is no target yet: run `race.py run --ways published` first")
+    target, whole = statistics.mean(one["loss"] for one in goals), goals[0]["tokens"]
+    rows = {name: row(name, [one for one in raced if one["way"] == name], target, whole) for name in WAYS}
+    return {
+        "target": round(target, 4),
+        "target_of_seeds": [round(one["loss"], 4) for one in goals],
+        "tokens": whole,
+        "ways": {name: row for name, row in rows.items() if row},
+    }
+
+
+def row(name: str, runs: Sequence[Mapping[str, Any]], target: float, whole: int) -> dict[str, Any]:
+    """One way's numbers; empty if it did not race. The published way needs the whole pass: its end is the target."""
+    if not runs:
+        return {}
+    needed = [whole if name == "published" else tokens_to(one["losses"], target) for one in runs]
+    reached = [one for one in needed if one]
+    found: dict[str, Any] = {
+        "about": WAYS[name].about,
+        "learning_rate": runs[0]["learning_rate"],
+        "seeds": len(runs),
+        "loss": [round(one["loss"], 4) for one in runs],
+        "tokens": needed,
+        "times_fewer": [round(whole / one, 2) for one in reached],
+    }
+    speeds = [one["tokens_per_second"] for one in read_speeds().get(name, [])]
+    if speeds and len(reached) == len(runs):
+        found["seconds"] = round(statistics.mean(reached) / statistics.mean(speeds))
+    return found
+
+
+def tokens_to(losses: Sequence[tuple[int, float]], target: float) -> int | None:
+    """Tokens at which the validation loss first reaches `target`, by a straight line between two validations.
+
+    None if it does not. The first validation counts as it is: the loss before it is not known.
+    """
+    before: tuple[int, float] | None = None
+    for tokens, loss in losses:
+        if loss <= target:
+            if before is None:
+                return tokens
+            share = (before[1] - target) / (before[1] - loss)
+            return round(before[0] + share * (tokens - before[0]))
+        before = (tokens, loss)
+    return None
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    from table import table
+
+    head = ["way", "learning rate", "seeds", "tokens to the target", "times fewer", "seconds", "loss at its end"]
+    rows = []
+    for name, one in found["ways"].items():
+        reached = [tokens for tokens in one["tokens"] if tokens]
+        missed = len(one["tokens"]) - len(reached)
+        tokens = span(reached, "{:,.0f}") + (f", {missed} not reached" if missed else "")
+        seconds = f"{one['seconds']:,}" if "seconds" in one else "not yet measured"
+        cells = [tokens, span(one["times_fewer"], "{:.1f}"), seconds, span(one["loss"], "{:.3f}")]
+        rows.append([f"{name}: {one['about']}", f"{one['learning_rate']:g}", one["seeds"], *cells])
+    seeds = ", ".join(map(str, found["target_of_seeds"]))
+    note = f"Target: a validation loss of {found['target']:.4f}, the mean of the published settings after one pass over"
+    note += (
+        f"\n{found['tokens']:,} tokens ({seeds}). Means over the seeds (lowest to highest). Other ways end after half"
+    )
+    note += "\na pass unless their name says otherwise."
+    return f"{table(head, rows)}\n{note}\n"
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The mean, and the lowest and highest if there are several."""
+    if not values:
+        return "-"
+    mean = form.format(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def picture(found: Mapping[str, Any]) -> str:
+    """Validation loss by tokens, a curve for each run of the race, the target as a line; an SVG for any page."""
+    runs = [one for one in curves() if one["seed"] != TUNING_SEED]
+    width, height, left = 720, 360, 60
+    most = max(one["tokens"] for one in runs)
+    points = [loss for one in runs for _, loss in one["losses"]]
+    low, high = min(points), max(points)
+
+    def place(tokens: float, loss: float) -> str:
+        x = left + (width - left - 150) * tokens / most
+        return f"{x:.0f},{20 + (height - 60) * (high - loss) / (high - low):.0f}"
+
+    out, names = [], list(found["ways"])
+    for one in runs:
+        colour = COLOURS[names.index(one["way"]) % len(COLOURS)]
+        line = " ".join(place(*point) for point in one["losses"])
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    goal = found["target"]
+    out.append(f'<polyline points="{place(0, goal)} {place(most, goal)}" stroke="#6b7280" stroke-dasharray="4"/>')
+    for number, name in enumerate(names):
+        colour = COLOURS[number % len(COLOURS)]
+        out.append(f'<text x="{width - 140}" y="{30 + 20 * number}" style="fill: {colour}">{name}</text>')
+    labels = [(left, height - 20, "0 tokens"), (width - 220, height - 20, f"{most:,} tokens")]
+    labels += [(0, 24, f"{high:.2f}"), (0, height - 40, f"{low:.2f}")]
+    out += [f'<text x="{x}" y="{y}">{text}</text>' for x, y, text in labels]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        "<title>Validation loss by tokens trained on, for each way</title>"
+        f"<style>text {{ font: 13px sans-serif; fill: #6b7280 }}</style>{''.join(out)}</svg>\n"
+    )
 
 
 if __name__ == "__main__":
