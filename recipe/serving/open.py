@@ -21,7 +21,7 @@ def open_engine(config: Config, run: Run) -> Any:
 
 
 def open_folder(folder: Path, precision: str) -> Any:
-    """The one model of a merged or converted folder. Raises RecipeError where a file of it is missing or was altered."""
+    """The one model of a merged or converted folder. Raises RecipeError if a file is missing or altered."""
     from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, verify_base
     from recipe.serving.engine import Engine
 
