@@ -1,5 +1,7 @@
 """Converted weights to a frozen LLaMA."""
 
+import functools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +10,10 @@ import torch
 from torch import nn
 
 from recipe.checkpoints import safetensors
+from recipe.core.cpu import free_cores
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.manifest import check_intact
-from recipe.core.text import snippet
+from recipe.core.text import say, snippet
 from recipe.model import quantized
 from recipe.model.split import connect, device_map, device_of
 from recipe.pascal.attention import packed_attention
@@ -23,8 +26,25 @@ ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' 
 
 
 def default_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU if there is one, else the CPU, with a thread for each free core (`limit_threads`)."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    limit_threads()
+    return torch.device("cpu")
+
+
+@functools.cache
+def limit_threads() -> None:
+    """Give up the threads whose cores other programs keep busy, once, and say so. OMP_NUM_THREADS decides if set."""
+    if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+        return
+    free, usable = free_cores()
+    if free < usable:
+        say(
+            f"other programs keep {usable - free} of {usable} cores busy: using {free} thread{'s' * (free > 1)}, since "
+            f"waiting for a busy core slows every step down (OMP_NUM_THREADS={usable}: use all)"
+        )
+    torch.set_num_threads(min(free, torch.get_num_threads()))
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
