@@ -39,6 +39,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "left": plan.left,
             "margin": MARGIN_MIB,
             "fits": planned.fits,
+            "by_gpu": [
+                {"layers": [layers[0], layers[-1]], "total": round(estimate.peak / MIB) + CONTEXT_MIB}
+                for layers, estimate in planned.by_gpu
+            ],
             "layers": shape.num_hidden_layers,
             "recomputed": planned.recomputed,
             "fewest_recomputed": planned.fewest,
@@ -88,6 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(
             f"--gpus is {args.gpus}, expected a divisor of train.gradient_accumulation_steps = "
             f"{config.train.gradient_accumulation_steps}, the packs of a step that the GPUs share; use fewer"
+        )
+    if config.base.split > 1 and args.gpus > 1:
+        raise UsageError(
+            f"--gpus is {args.gpus} and base.split {config.base.split}, expected one of the two above 1: GPUs share "
+            "either the packs of a step or the layers of the base"
         )
     plan = run(config, args.shape, args.tokens, CARDS[args.gpu], args.gpus, args.price)
     show(as_json(plan), text(plan), args.json)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
-from recipe.core.errors import UnfitError
+from recipe.core.errors import UnfitError, UsageError
 from recipe.core.files import atomic_file, existing_folder, free_bytes
 from recipe.core.run import Run
 from recipe.core.text import say, show
@@ -43,6 +43,11 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
 
     from recipe.model.load import default_device
 
+    if config.base.split > 1:
+        raise UsageError(
+            f"base.split is {config.base.split}, expected 1: a rehearsal is of one GPU; pass --set base.split=1 with a "
+            "base that fits one"
+        )
     logging.set_verbosity_error()
     device = default_device()
     plan = plan_here(config, device, size)
@@ -61,11 +66,13 @@ def plan_here(config: Config, device: "torch.device", size: str | None) -> Memor
     """The memory plan for the memory that is free now."""
     import torch
 
+    from recipe.pascal.dtypes import compute_dtype
+
     cuda = device.type == "cuda"
     if not cuda and (reason := sizing.explain_no_cpu(config, sizing.read_shape(config, size)[0])):
         raise UnfitError(reason)
     free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory()
-    return sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda, size)
+    return sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda, size, compute_dtype(device) == torch.float16)
 
 
 def check_fits(config: Config, plan: MemoryPlan) -> None:

@@ -46,6 +46,7 @@ def run(config: Config) -> dict[str, Any]:
         stop.raise_if_signaled()
         device = default_device()
         launch.check_steps(config.train.gradient_accumulation_steps)
+        launch.check_split(config.base.split)
         check_requirements(config, device)
         logging.set_verbosity_error()
         with join(launch) as ranks:
@@ -57,13 +58,15 @@ def find_or_train(config: Config, device: "torch.device", ranks: "Ranks", stop: 
 
     Raises RecipeError if the processes differ in anything that a run depends on.
     """
+    from recipe.pascal.dtypes import compute_dtype
     from recipe.training.determinism import deterministic
 
     inputs, copy = read_inputs(config)
     settings = read_settings(config)
     ranks.check_equal(
-        {"config": digest(configs.dump(config)), "device": device.type, "code": code_sha256()}
-        | {"packages": digest(environment()), **{f"the hash of {name}": value for name, value in inputs.items()}},
+        {"config": digest(configs.dump(config)), "device": f"{device.type} {compute_dtype(device)}"}
+        | {"code": code_sha256(), "packages": digest(environment())}
+        | {f"the hash of {name}": value for name, value in inputs.items()},
         "use one commit, one config and the same folders on all machines, and a GPU for each process",
     )
     opened = build_run(config, settings, inputs)
@@ -101,7 +104,7 @@ def train(
     data, validation = load_data(config)
     checkpoint = share_checkpoint(opened.checkpoints, data.packs, config.train.keep_checkpoints, ranks)
     model = load_model(config, opened, copy, device, recomputed_layers(config, device, ranks.launch.local_size), ranks)
-    trainer = build_trainer(model, config.train, opened, data, validation, device.type == "cuda", ranks)
+    trainer = build_trainer(model, config.train, opened, data, validation, ranks)
     trainer.stop_requested = lambda: bool(stop.reason)
     if checkpoint:
         say(f"resume from {checkpoint}")
@@ -148,7 +151,10 @@ def check_requirements(config: Config, device: "torch.device") -> None:
     """
     import torch
 
+    from recipe.model.load import split_devices
+
     sizing.check_numbers(config)
+    split_devices(device, config.base.split)
     if device.type != "cuda":
         if reason := sizing.explain_no_cpu(config, sizing.known_shape(config)):
             raise UnfitError(reason)
@@ -169,9 +175,14 @@ def recomputed_layers(config: Config, device: "torch.device", processes: int = 1
     """
     import torch
 
+    from recipe.model.load import split_devices
+    from recipe.pascal.dtypes import compute_dtype
+
     cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else sizing.available_memory() // processes
-    plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda)
+    devices = split_devices(device, config.base.split)
+    free = min(torch.cuda.mem_get_info(each)[0] for each in devices) if cuda else sizing.available_memory() // processes
+    half = compute_dtype(device) == torch.float16
+    plan = sizing.plan_memory(config, free - MARGIN_MIB * MIB, cuda, half=half)
     count, shape = plan.recomputed, plan.shape
     if count:
         layers = shape.num_hidden_layers

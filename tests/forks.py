@@ -1,9 +1,10 @@
 """`recipe.train` in processes of its own: forks of one process that has imported everything once, which takes seconds.
 
 That process reads one JSON object per line from stdin: `folder` for the messages, `arguments` of recipe.train for each
-process, and `kill`: [rank, step] of a process that dies in that step. Several processes are those of one run, as
-torchrun starts them. It answers with the process ids, and when all have ended with the exit codes and the seconds from
-the first end to the last.
+process, and optionally `kill`: [rank, step] of a process that dies in that step, `folders`: the working folder of each
+process, and `checkouts`: the checkout whose files each process takes for its own code. Several processes are those of
+one run, as torchrun starts them. The answer is the process ids, and when all have ended the exit codes and the seconds
+from the first end to the last.
 """
 
 import json
@@ -98,6 +99,7 @@ def die_in(step: int) -> None:
 
 def child(request: dict, rank: int, port: int) -> None:
     from recipe import train
+    from recipe.core import versions
     from recipe.core.cli import entry
 
     with open(f"{request['folder']}/{rank}.txt", "w") as file:
@@ -108,6 +110,10 @@ def child(request: dict, rank: int, port: int) -> None:
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         os.environ |= {name: str(value) for name, value in place.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "folders" in request:
+        os.chdir(request["folders"][rank])
+    if "checkouts" in request:
+        versions.__file__ = f"{request['checkouts'][rank]}/recipe/core/versions.py"
     if request.get("kill", [None])[0] == rank:
         die_in(request["kill"][1])
     code = 99

@@ -4,13 +4,14 @@ import io
 import json
 import os
 import pty
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from recipe import chat, merge
+from recipe import chat, merge, serve
 from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
@@ -27,6 +28,13 @@ ROOT = Path(__file__).parents[1]
 def trained(trained_run):
     config, run = trained_run
     return config, run.folder
+
+
+@pytest.fixture(scope="module")
+def merged(trained_once):
+    folder = Path(trained_once.runs) / "tiny" / "latest"
+    merge.run(trained_once, folder, "hf")
+    return folder / "merged"
 
 
 @pytest.fixture
@@ -60,6 +68,26 @@ def test_one_shot_from_run_compare_and_merged(trained, capsys):
     weights.write_bytes(data)
     assert entry(lambda: chat.main(["--model", str(folder / "merged"), "--precision", "fp16", *question])) == 1
     assert "was altered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [chat, serve])
+@pytest.mark.parametrize(
+    "damage", ["no weights", "half the weights", "no manifest", "half the manifest", "no tokenizer"]
+)
+def test_a_half_written_merged_folder_is_one_sentence(merged, tmp_path, capsys, command, damage):
+    folder = tmp_path / "merged"
+    shutil.copytree(merged, folder)
+    part, _, kind = damage.partition(" ")
+    name = {"weights": "model.safetensors", "manifest": "manifest.json", "tokenizer": "tokenizer.json"}[
+        kind.split()[-1]
+    ]
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if part == "half":
+        (folder / name).write_bytes(content[: len(content) // 2])
+    assert entry(lambda: command.main(["--model", str(folder), *(["--prompt", "hi"] if command is chat else [])])) == 1
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1 and name.partition(".")[0] in error and "Traceback" not in error, error
 
 
 def test_altered_adapter_is_refused(trained, capsys):

@@ -70,7 +70,7 @@ def hardware(monkeypatch) -> Hardware:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: state.torch_sees)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ARCHITECTURES)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: state.name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: state.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: state.capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (state.free, state.total))
     good = Probe(finite=True, error=1e-4, dtype=torch.float16)
     monkeypatch.setattr(probe, "int8", lambda device, dtype: good)
@@ -87,6 +87,20 @@ def test_a_p100_is_fit(hardware):
     assert [check.verdict for check in found.values()] == ["ok"] * len(found)
     assert found["gpu"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
     assert found.keys() >= {"python", "glibc", "packages", "torch", "driver", "memory", "int8 probe", "attention probe"}
+
+
+def test_a_p40_is_probed_in_fp32(hardware, monkeypatch):
+    dtypes = []
+
+    def probed(device, dtype):
+        dtypes.append(dtype)
+        return Probe(finite=True, error=1e-6, dtype=dtype)
+
+    monkeypatch.setattr(probe, "int8", probed)
+    monkeypatch.setattr(probe, "attention", probed)
+    hardware.name, hardware.capability = "Tesla P40", (6, 1)
+    assert checks()["int8 probe"].found == "error 1.0e-06 against fp32 on cuda in float32"
+    assert dtypes == [torch.float32] * 2
 
 
 @pytest.mark.parametrize(

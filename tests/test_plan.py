@@ -100,7 +100,7 @@ def test_text_shows_the_arithmetic_and_what_it_is(tiny_run, capsys):
 def test_a_size_wins_over_the_name_and_an_unknown_name_asks_for_one(capsys):
     unknown = ["--config", str(SEVEN), "--set", "base.path=weights/mine"]
     code, _, err = planned(capsys, *unknown)
-    assert code == 2 and "pass --shape 7b or 13b" in err
+    assert code == 2 and "pass --shape 7b, 13b or 30b" in err
     code, result, _ = planned(capsys, *unknown, "--shape", "13b", "--set", "base.precision=nf4")
     assert code == 0 and result["shape"]["hidden_size"] == 5120
 
@@ -184,6 +184,32 @@ def test_what_changes_on_other_cards(capsys):
     assert memory["p100-12gb"]["recomputed"] > memory["p100"]["recomputed"] == memory["a100"]["recomputed"] == 0
     code, result, err = planned(capsys, "--config", str(THIRTEEN), "--gpu", "p100-12gb", "--set", "base.precision=int8")
     assert code == 3 and result["advice"] and "of the GPU's 12,198" in err
+
+
+def test_a_base_over_two_gpus(capsys):
+    """13B in int8 recomputes nothing on two; 33B in NF4 fits only two."""
+    arguments = ["--config", str(THIRTEEN), "--tokens", "1000000", "--price", "1"]
+    _, one, _ = planned(capsys, *arguments, "--set", "base.precision=int8")
+    code, two, _ = planned(capsys, *arguments, "--set", "base.precision=int8", "--set", "base.split=2")
+    assert code == 0 and one["memory"]["recomputed"] > 30 and two["memory"]["recomputed"] == 0
+    first, second = two["memory"]["by_gpu"]
+    assert first["layers"] == [0, 19] and second["layers"] == [20, 39]
+    assert two["memory"]["total"] == first["total"] > second["total"]
+    assert two["money"] == pytest.approx([2 * hours for hours in two["time"]["hours"]], rel=0.05)
+    assert planned(capsys, *arguments, "--shape", "30b")[0] == 3
+    assert planned(capsys, *arguments, "--shape", "30b", "--set", "base.split=2")[0] == 0
+    assert entry(lambda: plan.main([*arguments, "--set", "base.split=2"])) == 0
+    out = capsys.readouterr().out
+    assert "2 GPUs share the base" in out and "layers 0 to 19 on GPU 0" in out and "not yet measured on GPUs" in out
+
+
+@pytest.mark.parametrize(
+    ("split", "gpus", "said"),
+    [(2, 2, "expected one of the two above 1"), (41, 1, "at most 40, the layers of the base")],
+)
+def test_a_split_that_cannot_be_is_refused(split, gpus, said, capsys):
+    code, _, err = planned(capsys, "--config", str(THIRTEEN), "--gpus", str(gpus), "--set", f"base.split={split}")
+    assert code == 2 and said in err
 
 
 def test_disk_and_download_of_seven_billion_weights(capsys):

@@ -190,7 +190,7 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
         tuned = add_adapter(load_base(tiny_base, "int8", torch.device("cpu")), lora, 0)
         prepare_for_training(tuned)
         data = PackedDataset(rows, budget, settings.seed, 1.0, counts[-1])
-        trainer = build_trainer(tuned, settings, Run(tmp_path / f"{budget}"), data, data, cuda=False)
+        trainer = build_trainer(tuned, settings, Run(tmp_path / f"{budget}"), data, data)
         seen = {}
 
         class Spy(TrainerCallback):
@@ -265,6 +265,15 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     with contextlib.nullcontext() if fit else pytest.raises(UnfitError, match=r"found Some GPU of .*sm_60.*P100"):
         train.check_requirements(tiny_run, torch.device("cuda"))
+
+
+def test_a_p40_keeps_activations_in_fp32_so_more_layers_recompute(tiny_run, monkeypatch):
+    layers = {}
+    for capability in ((6, 0), (6, 1)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1500 * 2**20 + 1_700_000, 2**34))
+        layers[capability] = train.recomputed_layers(tiny_run, torch.device("cuda"))
+    assert layers[6, 0] < layers[6, 1]
 
 
 def test_fp16_accumulation_needs_a_gpu_and_int8(tiny_run):

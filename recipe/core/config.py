@@ -31,6 +31,13 @@ class Base:
     precision: str = opt(
         "int8", "how the frozen base is held in memory while training", choices=("int8", "nf4", "fp16", "fp32")
     )
+    split: int = opt(
+        1,
+        "GPUs of this machine that share the base's layers, for a base that does not fit one; they take turns",
+        hashed=False,
+        low=1,
+        high=64,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from recipe.core.text import snippet
 from recipe.environment import gpu, locks
 from recipe.environment.checks import Check
 from recipe.environment.gpu import Gpu
+from recipe.pascal.constants import computes_in_fp16
 from recipe.planning import sizing
 from recipe.planning.hardware import CONTEXT_MIB, MARGIN_MIB, MIB
 from recipe.planning.memory import Shape
@@ -46,7 +47,8 @@ def check_gpu(found: Gpu, config: Config | None, shape: Shape | None) -> Iterato
     needed = None
     if config and shape:
         budget = found.free - (CONTEXT_MIB + MARGIN_MIB) * MIB
-        needed = sizing.plan_shape(config, shape, budget).estimate.peak + CONTEXT_MIB * MIB
+        plan = sizing.plan_shape(config, shape, budget, half=computes_in_fp16(found.capability))
+        needed = plan.estimate.peak + CONTEXT_MIB * MIB
     yield gpu.check_memory(found, needed)
 
 
@@ -55,9 +57,10 @@ def run_probes() -> Iterator[Check]:
     import torch
 
     from recipe.pascal import probe
+    from recipe.pascal.dtypes import compute_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = compute_dtype(device)
     for name, work in (("int8 probe", probe.int8), ("attention probe", probe.attention)):
         try:
             result = work(device, dtype)
@@ -82,6 +85,9 @@ def check_accumulation(config: Config, shape: Shape) -> Check:
     name = "fp16 accumulation"
     if not torch.cuda.is_available():
         return Check(name, "warn", "not measured: there is no GPU", "set train.matmul_accumulation = fp32")
+    if not computes_in_fp16(torch.cuda.get_device_capability()):
+        found = "not measured: this GPU computes in fp32, as its fp16 arithmetic is slow"
+        return Check(name, "warn", found, "the run will accumulate in fp32")
     try:
         races = probe.benchmark_gemm(
             torch.device("cuda"), set(shape.linears().values()), config.train.micro_batch_tokens

@@ -61,11 +61,10 @@ def probe(device: "torch.device", shapes: Iterable[tuple[int, int]], tokens: int
 
     Raises UnfitError if one does not run, RecipeError if it is wrong.
     """
-    import torch
-
     from recipe.pascal import probe as probes
+    from recipe.pascal.dtypes import compute_dtype
 
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = compute_dtype(device)
     try:
         int8, attention = probes.int8(device, dtype), probes.attention(device, dtype)
         rates = [dataclasses.asdict(probes.matmul_rate(device, *pair, tokens)) for pair in sorted(set(shapes))]

@@ -12,6 +12,7 @@ from recipe.core.errors import RecipeError
 from recipe.core.files import atomic_file
 from recipe.core.text import say, snippet
 from recipe.pascal import constants, probe
+from recipe.pascal.dtypes import compute_dtype
 
 Shapes = set[tuple[int, int]]
 
@@ -27,8 +28,11 @@ class Choice:
 def choose(path: Path, shapes: Shapes, tokens: int, device: torch.device) -> Choice:
     """The choice stored in `path`, or one made by a benchmark of every (in, out) in `shapes` with `tokens` rows.
 
-    Raises RecipeError if `path` cannot be read or is about other shapes.
+    None of them on a GPU that computes in fp32. Raises RecipeError if `path` cannot be read or is about other shapes.
     """
+    if device.type == "cuda" and compute_dtype(device) == torch.float32:
+        say("this GPU computes in fp32, as its fp16 arithmetic is slow: no layer accumulates in fp16")
+        return Choice(set(), constants.SPLIT_K)
     if path.is_file():
         say(f"using the accumulation dtypes stored in {path}")
     else:

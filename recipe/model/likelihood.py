@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from recipe.core.errors import RecipeError
+from recipe.pascal.dtypes import compute_dtype
 from recipe.pascal.loss import chunked_nll, token_nll
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def causal_lm(model: Any) -> "LlamaForCausalLM":
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
-    """fp16 autocast on a GPU; nothing on a CPU."""
-    return torch.autocast("cuda", torch.float16) if device.type == "cuda" else nullcontext()
+    """fp16 autocast on a device that computes in fp16; nothing on others."""
+    return torch.autocast("cuda", torch.float16) if compute_dtype(device) == torch.float16 else nullcontext()
 
 
 def trained_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:

@@ -1,6 +1,8 @@
 """Converted weights to a frozen LLaMA."""
 
-from collections.abc import Iterable
+import functools
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +10,14 @@ import torch
 from torch import nn
 
 from recipe.checkpoints import safetensors
-from recipe.core.errors import RecipeError
+from recipe.core.cpu import free_cores, keep_memory
+from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.manifest import check_intact
-from recipe.core.text import snippet
+from recipe.core.text import say, snippet
 from recipe.model import quantized
+from recipe.model.split import connect, device_map, device_of
 from recipe.pascal.attention import packed_attention
+from recipe.pascal.dtypes import compute_dtype
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,13 +26,26 @@ ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' 
 
 
 def default_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU if there is one, else the CPU, with a thread for each free core (`limit_threads`)."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    keep_memory()
+    limit_threads()
+    return torch.device("cpu")
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on a GPU (Pascal has no bf16); fp32 on a CPU, where torch 2.0 has no fp16 matmul."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+@functools.cache
+def limit_threads() -> None:
+    """Give up the threads whose cores other programs keep busy, once, and say so. OMP_NUM_THREADS decides if set."""
+    if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+        return
+    free, usable = free_cores()
+    if free < usable:
+        say(
+            f"other programs keep {usable - free} of {usable} cores busy: using {free} thread{'s' * (free > 1)}, since "
+            f"waiting for a busy core slows every step down (OMP_NUM_THREADS={usable}: use all)"
+        )
+    torch.set_num_threads(min(free, torch.get_num_threads()))
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
@@ -69,31 +87,54 @@ def save_copy(model: "LlamaForCausalLM", path: Path, precision: str) -> None:
         quantized.write(model, path, precision, rest)
 
 
-def load_base(path: Path, precision: str, device: torch.device, copy: Path | None = None) -> "LlamaForCausalLM":
-    """Converted weights -> a frozen LlamaForCausalLM in eval mode on `device`. Writes nothing.
+def split_devices(device: torch.device, count: int) -> list[torch.device]:
+    """The GPUs that share the layers of a base (`base.split`), the first ones. Raises UnfitError if there are fewer."""
+    if count == 1:
+        return [device]
+    found = torch.cuda.device_count() if device.type == "cuda" else 0
+    if found < count:
+        raise UnfitError(
+            f"found {found} visible GPU{'s' * (found != 1)}, expected the {count} of base.split: add GPUs, or lower "
+            "base.split and look at `make plan`"
+        )
+    return [torch.device("cuda", number) for number in range(count)]
+
+
+def load_base(
+    path: Path, precision: str, devices: torch.device | Sequence[torch.device], copy: Path | None = None
+) -> "LlamaForCausalLM":
+    """Converted weights -> a frozen LlamaForCausalLM in eval mode. Writes nothing.
+
+    devices: where it lies; several share its decoder layers (see `model.split`).
 
     precision int8, nf4: the linear layers of the decoder are quantized tensor by tensor as they are read, so the whole
     unquantized model is never in memory; with `copy`, the folder of a quantized copy, they are read from there, with
-    the same bits. fp16, fp32: the dtype in memory (on a CPU fp16 weights become fp32).
+    the same bits. fp16, fp32: the dtype in memory (where the device computes in fp32, fp16 weights become fp32).
     Embeddings, norms and lm_head have the compute dtype. Raises RecipeError on a missing or unexpected tensor.
     """
     model = _empty_model(path)
-    dtype = torch.float32 if precision == "fp32" else compute_dtype(device)
+    devices = [devices] if isinstance(devices, torch.device) else devices
+    places = device_map(model.config.num_hidden_layers, devices)
+    dtype = torch.float32 if precision == "fp32" else compute_dtype(devices[0])
     name = ""
     try:
         if copy:
             for name, tensors in quantized.read(copy):
-                _restore(model, name, tensors, precision, dtype, device)
+                _restore(model, name, tensors, precision, dtype, device_of(name, places))
         else:
             for name, tensor in read_tensors(path):
-                place_tensor(model, name, tensor, precision, dtype, device)
+                place_tensor(model, name, tensor, precision, dtype, device_of(name, places))
     except (AttributeError, ValueError) as error:
         raise RecipeError(f"{path}: {name} does not fit its own config.json ({error}); convert it again") from None
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors; convert it again")
-    return model.to(device).requires_grad_(False).eval()
+    if len(devices) > 1:
+        connect(model, places)
+    else:
+        model.to(devices[0])
+    return model.requires_grad_(False).eval()
 
 
 def _empty_model(path: Path) -> "LlamaForCausalLM":

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recipe.model.load import compute_dtype, empty_model, place_tensor
+from recipe.model.load import empty_model, place_tensor
+from recipe.pascal.dtypes import compute_dtype
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM

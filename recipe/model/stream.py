@@ -13,7 +13,8 @@ from recipe.checkpoints import llama
 from recipe.checkpoints.source import LazyTensor
 from recipe.core.text import progress
 from recipe.model.likelihood import autocast, by_conversation, targets_of
-from recipe.model.load import compute_dtype, empty_model
+from recipe.model.load import empty_model
+from recipe.pascal.dtypes import compute_dtype
 from recipe.pascal.loss import token_nll
 
 Delta = tuple[torch.Tensor, torch.Tensor]  # (scaled B [out, r], A [r, in]), fp32

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from recipe.pascal.dtypes import compute_dtype
 from recipe.pascal.gemm import matmul
 from recipe.pascal.int8 import Int8Linear, dequantize
 
@@ -106,13 +107,13 @@ class MatmulRate:
 
 
 def matmul_rate(device: torch.device, fan_in: int, fan_out: int, tokens: int) -> MatmulRate:
-    """The rate of a frozen layer with `tokens` rows: in fp16 on a GPU, with both accumulations; in fp32 on a CPU."""
+    """The rate of a frozen layer with `tokens` rows, in the device's compute dtype; fp16 with both accumulations."""
     work = 4 * tokens * fan_in * fan_out / 1e9  # of both matmuls, in FLOP per millisecond and TFLOP/s
-    if device.type == "cuda":
+    dtype = compute_dtype(device)
+    if dtype == torch.float16:
         with contextlib.suppress(RuntimeError):  # cuBLAS refuses fp16 accumulation
             found = _benchmark_layer(device, fan_in, fan_out, tokens)
             return MatmulRate(fan_in, fan_out, work / found.fp32_ms, work / found.fp16_ms, found.error)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
     weight, x, grad = (
         torch.zeros(shape, dtype=dtype, device=device)
         for shape in ((fan_out, fan_in), (tokens, fan_in), (tokens, fan_out))

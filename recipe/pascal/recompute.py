@@ -5,6 +5,7 @@ So the number of layers is a setting. transformers' own switch is all or nothing
 carry the lengths of a pack to the attention. Needs torch alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class _Recomputed:
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
 
 
-def recompute_first(layers: nn.ModuleList, count: int) -> None:
+def recompute_first(layers: Sequence[nn.Module] | nn.ModuleList, count: int) -> None:
     """Use activation checkpointing in the first `count` of `layers`, and in no other. Replaces an earlier choice.
 
     Dropout draws the same numbers in both passes. Raises ValueError if there are fewer layers.

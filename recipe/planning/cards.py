@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from recipe.pascal.constants import computes_in_fp16
 from recipe.planning.hardware import CONTEXT_MIB, MARGIN_MIB, MIB, P100_FP16_TFLOPS, P100_MIB, P100_TFLOPS
 
 
@@ -16,8 +17,12 @@ class Card:
     tflops: tuple[float, float]
     source: str  # of the rate
     fp16_tflops: float | None = None  # with fp16 accumulation, where that is faster
-    half: bool = True  # computes in fp16
     note: str = ""  # what changes there
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in fp16, else in fp32."""
+        return computes_in_fp16(self.capability)
 
     @property
     def budget(self) -> int:
@@ -48,9 +53,7 @@ CARDS = {
         22_919,
         (10.0, 10.6),
         "0.85 to 0.9 of the data sheet's 11.8 TFLOP/s in fp32, the share that a P100 reaches",
-        half=False,
-        note="fp16 arithmetic runs at 1/64 of the fp32 rate, so activations are planned in fp32; training does not "
-        "choose fp32 there by itself yet",
+        note="fp16 arithmetic runs at 1/64 of the fp32 rate, so training computes in fp32",
     ),
     "v100": Card(
         "Tesla V100 16 GB",

@@ -6,9 +6,10 @@ fused linear cross entropy (loss.py). Every term names its operation; tests/plan
 with real steps.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
-from recipe.pascal.constants import LOGIT_ROWS, TILED_FROM, partial_bytes
+from recipe.pascal.constants import LOGIT_ROWS, TILED_FROM, layer_ranges, partial_bytes, recomputed_by_gpu
 
 FP32 = 4
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, one 8-bit scale per 64 weights, one fp32 scale per 256 scales
@@ -67,6 +68,7 @@ class Step:
     cuda: bool = True
     fp16_accumulation: bool = False  # the frozen int8 layers multiply as gemm.py does
     fp16_arithmetic: bool = True  # a GPU without it computes in fp32
+    split: int = 1  # GPUs that share the decoder layers (model/split.py)
 
     @property
     def half(self) -> bool:
@@ -97,7 +99,29 @@ class Estimate:
 
 
 def estimate_memory(shape: Shape, step: Step, recomputed: int) -> Estimate:
-    """Peak memory of a step with activation checkpointing in the first `recomputed` layers.
+    """Peak memory of a step with activation checkpointing in `recomputed` layers, on the GPU that needs the most."""
+    return max(estimate_by_gpu(shape, step, recomputed), key=lambda estimate: estimate.peak)
+
+
+def estimate_by_gpu(shape: Shape, step: Step, recomputed: int) -> list[Estimate]:
+    """Peak memory on each of the GPUs that share the layers. The first one holds everything that is not a layer."""
+    layers = shape.num_hidden_layers
+    counts = recomputed_by_gpu(layers, step.split, recomputed)
+    parts = [dataclasses.replace(shape, num_hidden_layers=len(own)) for own in layer_ranges(layers, step.split)]
+    first, *others = (_estimate_one(part, step, count) for part, count in zip(parts, counts, strict=True))
+    rest = _unquantized_bytes(dataclasses.replace(shape, num_hidden_layers=0), step)
+    final_norm = _norm(shape, step)
+    return [
+        first,
+        *(
+            dataclasses.replace(other, weights=other.weights - rest, loss=0, kept=other.kept - final_norm)
+            for other in others
+        ),
+    ]
+
+
+def _estimate_one(shape: Shape, step: Step, recomputed: int) -> Estimate:
+    """Peak memory on one GPU, with activation checkpointing in the first `recomputed` of its layers.
 
     The first layers, because the backward pass reaches them last, when the activations of the others are freed.
     """
@@ -130,13 +154,21 @@ def fewest_recomputed(shape: Shape, step: Step, budget: int) -> int | None:
 
 def weight_bytes(shape: Shape, step: Step) -> int:
     """Bytes of the frozen base: linear layers in its precision; embeddings, norms and lm_head in the compute dtype."""
-    rest = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
-    rest += (2 * shape.num_hidden_layers + 1) * shape.hidden_size
-    width = FP32 if step.precision == "fp32" else step.width
-    each = {"int8": 1.0, "nf4": NF4_BYTES}.get(step.precision, width)
+    each = {"int8": 1.0, "nf4": NF4_BYTES}.get(step.precision, _weight_width(step))
     rows = shape.num_hidden_layers * sum(fan_out for _, fan_out in shape.linears().values())
     scales = rows * FP32 if step.precision == "int8" else 0
-    return int(shape.linear_parameters() * each) + scales + rest * width
+    return int(shape.linear_parameters() * each) + scales + _unquantized_bytes(shape, step)
+
+
+def _unquantized_bytes(shape: Shape, step: Step) -> int:
+    """Bytes of embeddings, norms and lm_head."""
+    rest = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    rest += (2 * shape.num_hidden_layers + 1) * shape.hidden_size
+    return rest * _weight_width(step)
+
+
+def _weight_width(step: Step) -> int:
+    return FP32 if step.precision == "fp32" else step.width
 
 
 def adapter_parameters(shape: Shape, step: Step) -> int:

@@ -9,14 +9,16 @@ from pathlib import Path
 from recipe.core import config as configs
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
+from recipe.pascal.constants import layer_ranges, recomputed_by_gpu
 from recipe.planning.hardware import P100_BUDGET
-from recipe.planning.memory import Estimate, Shape, Step, estimate_memory, fewest_recomputed
+from recipe.planning.memory import Estimate, Shape, Step, estimate_by_gpu, estimate_memory, fewest_recomputed
 
 CPU_WEIGHTS = 1e9  # a larger base may fit into the memory of a large machine, but a step on a CPU takes minutes
 # The bases that this recipe is meant for, and that of the demo.
 KNOWN = {
     "7b": Shape(4096, 11008, 32, 32, 32, 32000),
     "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    "30b": Shape(6656, 17920, 60, 52, 52, 32000),  # Meta's name for 33 billion weights
     "135m": Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
 }
 
@@ -37,6 +39,19 @@ class MemoryPlan:
         return self.estimate.peak <= self.budget
 
     @property
+    def by_gpu(self) -> list[tuple[range, Estimate]]:
+        """(its decoder layers, its peak) for each GPU that shares the base's layers: one, or those of base.split."""
+        layers = layer_ranges(self.shape.num_hidden_layers, self.step.split)
+        return list(zip(layers, estimate_by_gpu(self.shape, self.step, self.recomputed), strict=True))
+
+    @property
+    def fullest(self) -> tuple[Shape, int]:
+        """(the shape of what the fullest GPU holds, its number of recomputed layers)."""
+        gpu, (layers, _) = max(enumerate(self.by_gpu), key=lambda item: item[1][1].peak)
+        counts = recomputed_by_gpu(self.shape.num_hidden_layers, self.step.split, self.recomputed)
+        return dataclasses.replace(self.shape, num_hidden_layers=len(layers)), counts[gpu]
+
+    @property
     def fewest(self) -> int | None:
         """The fewest recomputed layers that fit; None if none do."""
         return fewest_recomputed(self.shape, self.step, self.budget)
@@ -55,6 +70,11 @@ def plan_memory(
     check_numbers(config)
     shape, origin = read_shape(config, size)
     check_targets(config, shape)
+    if config.base.split > shape.num_hidden_layers:
+        raise UsageError(
+            f"base.split is {config.base.split}, expected at most {shape.num_hidden_layers}, the layers of the base; "
+            "lower it"
+        )
     return plan_shape(config, shape, budget, cuda, origin, half)
 
 
@@ -83,8 +103,9 @@ def build_step(config: Config, cuda: bool = True, half: bool = True) -> Step:
         precision=config.base.precision,
         optimizer=config.train.optimizer,
         cuda=cuda,
-        fp16_accumulation=cuda and config.train.matmul_accumulation == "fp16",
+        fp16_accumulation=cuda and half and config.train.matmul_accumulation == "fp16",
         fp16_arithmetic=half,
+        split=config.base.split,
     )
 
 
@@ -113,7 +134,9 @@ def read_shape(config: Config, size: str | None = None) -> tuple[Shape, str]:
         return _parse_shape(file), str(file)
     named = size or next((name for name in KNOWN if re.search(rf"(?<!\d){name}", path.name.lower())), None)
     if named is None:
-        raise UsageError(f"{path} does not exist, so its shape is unknown: convert it first, or pass --shape 7b or 13b")
+        raise UsageError(
+            f"{path} does not exist, so its shape is unknown: convert it first, or pass --shape 7b, 13b or 30b"
+        )
     origin = f"a LLaMA of {named.upper()}" + ("" if size else f", by the name of base.path = {path}: not converted yet")
     return KNOWN[named], origin
 

@@ -52,15 +52,16 @@ def text(plan: Plan) -> str:
 def memory_lines(plan: Plan) -> list[str]:
     """The memory table with the origin of each number, and the number of recomputed layers."""
     planned = plan.memory
-    shape, step, estimate = planned.shape, planned.step, planned.estimate
-    layers, recomputed = shape.num_hidden_layers, planned.recomputed
+    step, estimate = planned.step, planned.estimate
+    shape, recomputed = planned.fullest
+    layers, dtype = shape.num_hidden_layers, "fp16" if step.half else "fp32"
     whole, layer_input = memory.layer_kept(shape, step), step.tokens * shape.hidden_size * step.width
     trained = memory.adapter_parameters(shape, step)
     linear = f"{shape.linear_parameters() / 1e9:.2f} billion in linear layers in {step.precision}"
     kept = f"{layers - recomputed} layers keep {_mib(whole)} each"
     kept += f", {recomputed} recomputed ones {_mib(layer_input)} each" if recomputed else ""
     rows = [
-        ["weights", _mib(estimate.weights), f"{linear}; embeddings, norms and lm_head in fp16"],
+        ["weights", _mib(estimate.weights), f"{linear}; embeddings, norms and lm_head in {dtype}"],
         ["adapters", _mib(estimate.adapters), f"{trained:,} parameters in fp32, and their gradients"],
         ["optimizer", _mib(estimate.optimizer), f"two moments per parameter by {step.optimizer}"],
         ["activations", _mib(estimate.kept), f"of {step.tokens:,} tokens: {kept}"],
@@ -74,7 +75,20 @@ def memory_lines(plan: Plan) -> list[str]:
         ["free", f"{plan.left:,}", f"of {plan.card.mib:,}; at least {MARGIN_MIB:,} should stay free (assumed)"],
     ]
     lines = table([["memory", "MiB", "from"], *rows], right=(1,)).splitlines()
-    return [*lines, f"{recomputed} of {layers} layers recompute their activations; {_explain_fewest(planned)}"]
+    counts = f"{planned.recomputed} of {planned.shape.num_hidden_layers}"
+    lines.append(f"{counts} layers recompute their activations; {_explain_fewest(planned)}")
+    return [*lines, *_split_lines(planned)]
+
+
+def _split_lines(planned: MemoryPlan) -> Iterator[str]:
+    """Where the layers of a base on several GPUs are."""
+    if planned.step.split > 1:
+        shares = [
+            f"layers {layers[0]} to {layers[-1]} on GPU {gpu}, {_mib(estimate.peak + CONTEXT_MIB * MIB)} MiB"
+            for gpu, (layers, estimate) in enumerate(planned.by_gpu)
+        ]
+        yield f"{planned.step.split} GPUs share the base (the table is of the fullest): {'; '.join(shares)}"
+        yield "they take turns, so time is that of one; not yet measured on GPUs"
 
 
 def _explain_fewest(planned: MemoryPlan) -> str:

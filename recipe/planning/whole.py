@@ -36,6 +36,11 @@ class Plan:
         return self.peak + CONTEXT_MIB
 
     @property
+    def gpus(self) -> int:
+        """GPUs that the run uses."""
+        return self.parallel.gpus if self.parallel else self.memory.step.split
+
+    @property
     def left(self) -> int:
         """MiB of the GPU that remain free."""
         return self.card.mib - self.total
@@ -53,7 +58,7 @@ class Plan:
         """Hours on all GPUs at the price; None if either is unknown."""
         if self.hours is None or self.price is None:
             return None
-        return [hours * self.price * (self.parallel.gpus if self.parallel else 1) for hours in self.hours]
+        return [hours * self.price * self.gpus for hours in self.hours]
 
 
 def make_plan(

@@ -5,7 +5,6 @@ from typing import Any
 
 from recipe.core.config import Config
 from recipe.core.errors import UsageError
-from recipe.core.files import MANIFEST
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
 
@@ -22,16 +21,14 @@ def open_engine(config: Config, run: Run) -> Any:
 
 
 def open_folder(folder: Path, precision: str) -> Any:
-    """The one model of a merged or converted folder. Raises RecipeError where a file of it was altered."""
+    """The one model of a merged or converted folder. Raises RecipeError if a file is missing or altered."""
     from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, verify_base
     from recipe.serving.engine import Engine
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; expected one that recipe.merge or recipe.convert wrote")
-    template, copy = TEMPLATE, None
-    if (folder / MANIFEST).is_file():
-        copy = verify_base(folder, precision)
-        template = read_manifest(folder)["config"].get("template", TEMPLATE)
+    copy = verify_base(folder, precision)
+    template = read_manifest(folder)["config"].get("template", TEMPLATE)
     model = load_base(folder, precision, default_device(), copy)
     if copy is None:
         save_copy(model, folder, precision)

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from recipe.core.config import Train
 from recipe.core.text import say
+from recipe.pascal.dtypes import compute_dtype
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 
 
-def training_arguments(train: Train, folder: Path, cuda: bool, processes: int = 1) -> TrainingArguments:
+def training_arguments(train: Train, folder: Path, device: torch.device, processes: int = 1) -> TrainingArguments:
     """The fields of `train` in Trainer's terms. One GPU is used even if more are visible."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -26,8 +28,9 @@ def training_arguments(train: Train, folder: Path, cuda: bool, processes: int = 
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[train.optimizer],
-        fp16=cuda,  # autocast and a loss scale: without it fp16 gradients of a mean over many tokens underflow
-        use_cpu=not cuda,
+        # autocast and a loss scale: without it fp16 gradients of a mean over many tokens underflow
+        fp16=compute_dtype(device) == torch.float16,
+        use_cpu=device.type != "cuda",
         logging_steps=1,
         logging_nan_inf_filter=False,  # the default hides exactly what must stop the run
         eval_strategy="steps" if train.eval_steps else "no",

@@ -67,9 +67,9 @@ class Progress(TrainerCallback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has allocated on a GPU, or that the process has had in main memory."""
+    """Bytes: the most that torch has allocated on a GPU (the fullest), or that the process has had in main memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 

@@ -85,7 +85,7 @@ class CheckpointingTrainer(Trainer):
         state = read_state(Path(checkpoint))
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
-        if state["scaler"]:
+        if state["scaler"] and self.accelerator.scaler:  # a GPU that computes in fp32 has none
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name, part in self._own_state().items():
             part.load_state_dict(state.get(name, part.state_dict()))  # a checkpoint of an earlier version has none

@@ -41,6 +41,14 @@ class Launch:
                 f"processes, which share the packs of each step; start {fewer}, as by make train GPUS={fewer}"
             )
 
+    def check_split(self, split: int) -> None:
+        """Raises UsageError if several processes were started for a base whose layers one process spreads over GPUs."""
+        if split > 1 and self.size > 1:
+            raise UsageError(
+                f"base.split is {split} and {self.size} processes were started, expected one process, which sees all "
+                "GPUs: run make train without GPUS, or set base.split = 1"
+            )
+
 
 def read_launch(environment: MutableMapping[str, str] = os.environ) -> Launch:
     """This process's place. Removes the variables of launchers and says which of them have no effect.

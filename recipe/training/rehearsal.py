@@ -60,9 +60,8 @@ def rehearse(model: "PeftModel", settings: Train, max_length: int, vocabulary: i
     per_step = settings.gradient_accumulation_steps
     data = random_packs(settings, max_length, vocabulary, STEPS * per_step)
     validation = random_packs(settings, max_length, vocabulary, 1)
-    cuda = next(model.parameters()).is_cuda
     run.folder.mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(model, settings, run, data, validation, cuda)
+    trainer = build_trainer(model, settings, run, data, validation)
     meter = Meter(trainer)
     trainer.add_callback(meter)
     trainer.train()
@@ -89,7 +88,7 @@ def resume(
 ) -> float:
     """The loss of the step after the checkpoint of `step`, computed from that checkpoint by a fresh Trainer."""
     (checkpoint,) = (path for path in list_checkpoints(run.checkpoints) if path.name == f"checkpoint-{step}")
-    trainer = build_trainer(model, settings, run, data, validation, next(model.parameters()).is_cuda)
+    trainer = build_trainer(model, settings, run, data, validation)
     trainer.add_callback(StopAfterOne())
     trainer.train(resume_from_checkpoint=str(checkpoint))
     return next(row["loss"] for row in trainer.state.log_history if "loss" in row and row["step"] == step + 1)

@@ -10,7 +10,7 @@ from recipe.core.run import Run
 from recipe.core.text import say
 from recipe.model import accumulation
 from recipe.model.adapter import add_adapter
-from recipe.model.load import load_base, load_tokenizer, save_copy
+from recipe.model.load import load_base, load_tokenizer, save_copy, split_devices
 from recipe.model.prepare import prepare_for_training
 from recipe.model.start import continue_adapter
 from recipe.pascal.gemm import int8_shapes
@@ -41,8 +41,9 @@ def load_model(
     copy: the quantized copy of the base, if there is one; recompute: layers with activation checkpointing.
     """
     base, precision, settings = Path(config.base.path), config.base.precision, config.train
-    say(f"load {base} as {precision} on {device}")
-    frozen = load_base(base, precision, device, copy)
+    devices = split_devices(device, config.base.split)
+    say(f"load {base} as {precision} on {' and '.join(map(str, devices))}")
+    frozen = load_base(base, precision, devices, copy)
     if copy is None and not ranks.rank:
         save_copy(frozen, base, precision)
     model = (continue_adapter if config.lora.start else add_adapter)(frozen, config.lora, settings.seed)

@@ -263,7 +263,6 @@ def build_trainer(
     run: Run,
     data: PackedDataset,
     validation: PackedDataset,
-    cuda: bool,
     ranks: Ranks | None = None,
 ) -> LoraTrainer:
     """The Trainer of one run, or of one of its processes.
@@ -273,7 +272,7 @@ def build_trainer(
     ranks = ranks or Ranks()
     trainer = LoraTrainer(
         model=model,
-        args=training_arguments(train, run.checkpoints, cuda, ranks.size),
+        args=training_arguments(train, run.checkpoints, causal_lm(model).lm_head.weight.device, ranks.size),
         train_dataset=data,
         eval_dataset=validation,
         run=run,

@@ -1,9 +1,12 @@
-"""Measure everything that needs no GPU, one part at a time: `make bench`. Takes an hour on an idle machine.
+"""Measure everything that needs no GPU, in parts of at most ten minutes: `make bench`. Takes 90 minutes if idle.
 
-    python tests/bench/run.py [--only train-512 convert ...] [--json]
+    python tests/bench/run.py [--only train-512 levers-2048/2 ...] [--json]
+
+Each part is a file of tests/bench/results/parts. A part that was measured with this code on this machine is not
+measured again unless --only names it, so an interrupted benchmark continues. All parts together make bench.json,
+bench.md and bench.svg; a part that is not measured keeps its earlier numbers.
 
 Real conversations are downloaded to .cache/bench (they contain personal data: never publish or quote them).
-Writes bench.json, bench.md and bench.svg to tests/bench/results; a part that is not measured keeps its earlier numbers.
 """
 
 import argparse
@@ -32,23 +35,67 @@ TURNS = {512: (16, 3), 2048: (3, 2)}  # (conversations per turn, enough to fill 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help=f"measure these, or all that begin so: {', '.join(PARTS)}"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="write the numbers here instead")
     args = parser.parse_args()
-    file = args.results / "bench.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for part in args.only:
-        say(f"== {part}")
-        found[part] = PARTS[part]() | {"machine": machine()}
-        args.results.mkdir(exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parts = select(args.only or [])
+    if args.only and not parts:
+        parser.error(f"--only {' '.join(args.only)}: no such part, expected some of {', '.join(PARTS)}")
     from table import markdown, picture
 
+    from recipe.core.versions import code_sha256
+
+    for part in parts or PARTS:
+        file = args.results / "parts" / f"{part.replace('/', '-')}.json"
+        origin = {"machine": machine(), "code": code_sha256()[:12]}
+        if not args.only and is_measured(file, origin):
+            say(f"== {part}: already measured with this code on this machine")
+            continue
+        say(f"== {part}")
+        found = PARTS[part]() | origin
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = join(args.results)
     (args.results / "bench.md").write_text(markdown(found), encoding="utf-8")
     (args.results / "bench.svg").write_text(picture(found), encoding="utf-8")
     print(json.dumps(found) if args.json else markdown(found))
     return 0
+
+
+def select(names: list[str]) -> list[str]:
+    """The parts with these names, and those of a name: `train-512` has train-512/speed, train-512/int8."""
+    return [part for part in PARTS if {part, part.partition("/")[0]} & {*names}]
+
+
+def is_measured(file: Path, origin: dict[str, str]) -> bool:
+    return file.is_file() and origin.items() <= json.loads(file.read_text(encoding="utf-8")).items()
+
+
+def join(results: Path) -> dict[str, Any]:
+    """All measured parts by name, written to bench.json. Those of one comparison become one, with ours of the first."""
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        file = results / "parts" / f"{part.replace('/', '-')}.json"
+        if not file.is_file():
+            continue
+        one, name = json.loads(file.read_text(encoding="utf-8")), part.partition("/")[0]
+        whole = found.setdefault(name, one)
+        for way, numbers in one.get("ways", {}).items():
+            whole["ways"].setdefault(way, numbers | {"other_turns": True})
+    for whole in found.values():
+        relate(whole.get("ways", {}))
+    (results / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def relate(ways: dict[str, Any]) -> None:
+    """Ways that took no turns with `usual` took some with ours: their ratio to it is the product of two medians."""
+    for one in ways.values():
+        if "usual" in ways and "times_usual" not in one:
+            one["times_usual"] = round(one["times_ours"] * ways["ours"]["times_usual"], 2)
 
 
 def say(text: str) -> None:
@@ -127,39 +174,13 @@ def trl() -> Path:
     return python
 
 
-def training(length: int) -> dict[str, Any]:
-    """Ours, on fp32 and on int8, beside the three other ways, as few at a time as can be: a machine's speed drifts."""
-    found = in_groups(length, [["ours", "int8", "usual"], ["ours", "grouped"], ["ours", "trl"]], ["--trl", trl()])
-    usual = found["ways"]["ours"]["times_usual"]
-    for one in found["ways"].values():
-        one.setdefault("times_usual", round(one["times_ours"] * usual, 2))
-    return found
-
-
-def in_groups(length: int, groups: list[list[str]], options: list[str | Path]) -> dict[str, Any]:
-    """Ways that take turns in groups, ours in each to compare with: not all fit into 24 GB at once at 2,048 tokens."""
-    first, *others = [turns(length, ways, options) for ways in groups]
-    for other in others:
-        for way, one in other["ways"].items():
-            first["ways"].setdefault(way, one)
-    return first
-
-
-def turns(length: int, ways: list[str], options: list[str | Path]) -> dict[str, Any]:
+def turns(length: int, *ways: str, layers: str = "qv") -> dict[str, Any]:
+    """Ways that take turns: few at a time, as a machine's speed drifts, and not all fit into 24 GB at 2,048 tokens."""
     conversations, repeats = TURNS[length]
     command: list[str | Path] = [sys.executable, BENCH / "train.py", "--base", base(), "--corpus", corpus(length)]
     command += ["--length", str(length), "--conversations", str(conversations), "--repeats", str(repeats)]
-    return measured(*command, *options, "--ways", *ways)
-
-
-def ablation(length: int) -> dict[str, Any]:
-    """Ours without one lever at a time."""
-    from train import LEVERS
-
-    if length <= 512:
-        return in_groups(length, [["ours", *LEVERS]], [])
-    hungry = ("no-blocks", "no-lean-layers")
-    return in_groups(length, [["ours", *sorted(set(LEVERS) - {*hungry})], *(["ours", way] for way in hungry)], [])
+    options = ["--trl", trl()] if "trl" in ways else []
+    return measured(*command, *options, "--layers", layers, "--ways", *ways)
 
 
 def packing() -> dict[str, Any]:
@@ -213,10 +234,20 @@ def preparing() -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "packing": packing,
     "first step": first_step,
-    "train-512": lambda: training(512),
-    "train-2048": lambda: training(2048),
-    "levers-512": lambda: ablation(512),
-    "levers-2048": lambda: ablation(2048),
+    "train-512/speed": lambda: turns(512, "ours", "usual", "grouped"),
+    "train-512/int8": lambda: turns(512, "ours", "int8"),
+    "train-512/trl": lambda: turns(512, "ours", "trl"),
+    "train-2048/speed": lambda: turns(2048, "ours", "usual", "grouped"),
+    "train-2048/int8": lambda: turns(2048, "ours", "int8"),
+    "train-2048/trl": lambda: turns(2048, "ours", "trl"),
+    "train-512-all": lambda: turns(512, "ours", "grouped", layers="all"),
+    "train-2048-all": lambda: turns(2048, "ours", "grouped", layers="all"),
+    "levers-512/1": lambda: turns(512, "ours", "no-packing", "no-shared-prompt", "no-blocks"),
+    "levers-512/2": lambda: turns(512, "ours", "no-chunked-loss", "no-lean-layers", "no-kept-activations"),
+    "levers-2048/1": lambda: turns(2048, "ours", "no-packing", "no-shared-prompt"),
+    "levers-2048/2": lambda: turns(2048, "ours", "no-chunked-loss", "no-kept-activations"),
+    "levers-2048/3": lambda: turns(2048, "ours", "no-blocks"),
+    "levers-2048/4": lambda: turns(2048, "ours", "no-lean-layers"),
     "convert": conversion,
     "corpus": preparing,
 }

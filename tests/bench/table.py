@@ -31,6 +31,7 @@ COLOURS = {"ours": "#2563eb", "int8": "#60a5fa"}
 def markdown(found: dict[str, Any]) -> str:
     """All measured parts, with the machines that they were measured on."""
     parts = [training(found[f"train-{length}"]) for length in (512, 2048) if f"train-{length}" in found]
+    parts += [all_layers(found[f"train-{n}-all"]) for n in (512, 2048) if f"train-{n}-all" in found]
     parts += [ablation(found[f"levers-{length}"]) for length in (512, 2048) if f"levers-{length}" in found]
     if "packing" in found:
         lengths = [(length, row) for length, row in found["packing"].items() if length.isdecimal()]
@@ -78,13 +79,15 @@ def training(part: dict[str, Any]) -> str:
         low, high = one["from_to"]
         trained = "all" if way == "trl" else f"{one['trained_per_second']:.0f}"
         speed = f"{one['tokens_per_second']:.0f} ({low:.0f} to {high:.0f})"
+        if one.get("other_turns"):  # at another speed of the machine: only the ratio can be compared
+            speed = trained = "other turns"
         loss = "differs" if way == "trl" else one["loss"]
         rows.append(
             [
                 NAMES[way],
                 speed,
                 trained,
-                one["times_usual"],
+                ratio(one, "usual"),
                 f"{one['times_work']:.2f}",
                 share(one["share_of_matmul"], 0),
                 f"{one['peak_mb'] / 1000:.1f} GB",
@@ -93,7 +96,10 @@ def training(part: dict[str, Any]) -> str:
         )
     turn = f"{part['conversations']} conversations per turn, {part['mean_length']} tokens on average"
     note = f"{turn}; median of {part['repeats']} turns (lowest to highest)."
-    note += "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians."
+    note += (
+        "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians; int8 and TRL"
+    )
+    note += "\ntook theirs with ours alone."
     note += "\nThe share of the matmul limit counts needed compute alone; times the column before it, all compute."
     return table(head, rows) + f"\n{note}\n"
 
@@ -105,8 +111,29 @@ def ablation(part: dict[str, Any]) -> str:
         if way not in part["ways"]:
             continue
         one = part["ways"][way]
-        rows.append([name, f"{one['times_ours']:.2f}", f"{one['peak_mb'] / 1000:.1f} GB"])
+        rows.append([name, ratio(one, "ours"), f"{one['peak_mb'] / 1000:.1f} GB"])
     return table([f"at length {part['length']}, without", "speed, times all optimizations", "peak memory"], rows)
+
+
+def all_layers(part: dict[str, Any]) -> str:
+    """Adapters on all seven linear layers of each decoder layer, beside batches of similar lengths."""
+    head = [
+        f"at length {part['length']}, adapters on all linear layers",
+        "useful tokens/s",
+        "times ours",
+        "peak memory",
+    ]
+    rows = [
+        [NAMES[way], f"{one['tokens_per_second']:.0f}", ratio(one, "ours"), f"{one['peak_mb'] / 1000:.1f} GB"]
+        for way, one in part["ways"].items()
+    ]
+    return table(head, rows)
+
+
+def ratio(one: dict[str, Any], other: str) -> str:
+    """The median over the turns that both ways took, and the lowest and highest of them if there were any."""
+    low, high = one.get(f"times_{other}_from_to", (None, None))
+    return f"{one[f'times_{other}']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low and low != high else "")
 
 
 def share(value: float, digits: int = 1) -> str:
@@ -119,30 +146,40 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def picture(found: dict[str, Any]) -> str:
-    """Bars of useful tokens/s, one group per length, as an SVG that is legible on light and dark pages."""
+    """Bars of the speed relative to ours with the range of the turns, a group per length, as an SVG for any page."""
     width, label, line, y = 720, 150, 26, 16
     out = []
     for length in (512, 2048):
         ways = found.get(f"train-{length}", {}).get("ways", {})
         if not ways:
             continue
-        most = max(one["tokens_per_second"] for one in ways.values())
-        heading = f"conversations of up to {length:,} tokens: useful tokens/s"
-        out.append(f'<text x="0" y="{y + 8}" font-weight="bold">{heading}</text>')
+        out.append(f'<text x="0" y="{y + 8}" font-weight="bold">{heading(length, ways["ours"])}</text>')
         y += line
+        scale = (width - label - 190) / max(one["times_ours"] for one in ways.values())
         for way, one in ways.items():
-            speed = one["tokens_per_second"]
-            size = round((width - label - 170) * speed / most)
-            colour = COLOURS.get(way, "#9ca3af")
-            out.append(f'<text x="{label - 8}" y="{y + 10}" text-anchor="end">{escape(SHORT[way])}</text>')
-            out.append(f'<rect x="{label}" y="{y - 4}" width="{size}" height="18" rx="2" fill="{colour}"/>')
-            out.append(
-                f'<text x="{label + size + 8}" y="{y + 10}">{speed:.0f}, {one["times_usual"]:.1f} x the usual</text>'
-            )
+            out += bar(label, y, SHORT[way], COLOURS.get(way, "#9ca3af"), one, scale)
             y += line
         y += line // 2
     style = "text { font: 13px sans-serif; fill: #6b7280 }"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}">'
-        f"<title>Useful tokens per second of training on a CPU</title><style>{style}</style>{''.join(out)}</svg>\n"
+        f"<title>Speed of training on a CPU beside other ways</title><style>{style}</style>{''.join(out)}</svg>\n"
     )
+
+
+def heading(length: int, ours: dict[str, Any]) -> str:
+    return f"conversations of up to {length:,} tokens: speed; this recipe's is {ours['tokens_per_second']:.0f} tokens/s"
+
+
+def bar(x: int, y: int, name: str, colour: str, one: dict[str, Any], scale: float) -> list[str]:
+    """A way's bar, its name on the left, its ratios on the right, and a line from its slowest to its fastest turn."""
+    size = round(scale * one["times_ours"])
+    low, high = one.get("times_ours_from_to", 2 * [one["times_ours"]])
+    text = f"{one['times_ours']:.2f} of ours, {one['times_usual']:.1f} times the usual"
+    end = max(size, round(scale * high)) + 8
+    return [
+        f'<text x="{x - 8}" y="{y + 10}" text-anchor="end">{escape(name)}</text>',
+        f'<rect x="{x}" y="{y - 4}" width="{size}" height="18" rx="2" fill="{colour}"/>',
+        f'<path d="M{x + round(scale * low)} {y + 5}H{x + round(scale * high)}" stroke="#111827" stroke-width="3"/>',
+        f'<text x="{x + end}" y="{y + 10}">{text}</text>',
+    ]

@@ -30,7 +30,9 @@ sys.path.insert(0, str(ROOT))
 OTHERS = ("usual", "grouped", "trl")
 LEVERS = ("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
 WAYS = ("ours", "int8", *OTHERS, *LEVERS)
-LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+LAYERS = {"qv": ("q_proj", "v_proj"), "all": (*ATTENTION, *MLP)}
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": list(LAYERS["qv"])}
 Rows = list[dict[str, list[int]]]
 
 
@@ -86,7 +88,7 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     tuned = add_adapter(loaded, lora, seed=0)
     prepare.prepare_for_training(tuned, len(loaded.model.layers) if way == "no-kept-activations" else 0)
     data = PackedDataset(table, budget, settings.seed, packs_per_step=packs)
-    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget), cuda=False)
+    return build_trainer(tuned, settings, Run(folder), data, PackedDataset(table, budget))
 
 
 def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
@@ -258,7 +260,7 @@ class Way:
     def __init__(self, name: str, args: argparse.Namespace, rows: Path, log: IO[str]) -> None:
         python = args.trl if name == "trl" else sys.executable
         command = [python, __file__, "--way", name, "--base", str(args.base), "--length", str(args.length)]
-        command += ["--rows", str(rows)]
+        command += ["--rows", str(rows), "--layers", args.layers]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         self.name, self.log = name, log
         self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
@@ -293,8 +295,8 @@ def measure(args: argparse.Namespace, rows: Rows, file: Path) -> dict[str, list[
             log = stack.enter_context(tempfile.TemporaryFile("w+"))
             running.append(Way(name, args, file, log))
             stack.callback(running[-1].close)
-        for number in range(args.repeats + 1):
-            for way in running:
+        for number in range(args.repeats + 1):  # whoever is first finds another machine: the order alternates
+            for way in running if number % 2 else running[::-1]:
                 one = way.turn()
                 said = f"{way.name} {number}: {one['seconds']:.1f} s, loss {one['loss']:.4f}"
                 print(said, file=sys.stderr, flush=True)
@@ -329,6 +331,7 @@ def summary(turns: dict[str, list[dict[str, Any]]], rows: Rows, work: dict[str, 
             if other in turns:
                 ratios = [theirs["seconds"] / one["seconds"] for theirs, one in zip(turns[other], each, strict=True)]
                 out[way][f"times_{other}"] = round(statistics.median(ratios), 2)
+                out[way][f"times_{other}_from_to"] = [round(min(ratios), 2), round(max(ratios), 2)]
     return out
 
 
@@ -341,9 +344,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way after the warm-up")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "int8", "usual", "grouped"])
     parser.add_argument("--trl", default="", help="the Python of an environment with TRL")
+    parser.add_argument("--layers", choices=LAYERS, default="qv", help="linear layers with an adapter: q and v, or all")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    LORA["target_modules"] = list(LAYERS[args.layers])
     if args.way:
         child(args.way, args.base, json.loads(args.rows.read_text(encoding="utf-8")), args.length)
         return 0
@@ -358,6 +363,7 @@ def main() -> int:
     work = {way: flop(way, args.base, rows, args.length) for way in {"ours", *args.ways} - {*LEVERS}}
     head = {
         "length": args.length,
+        "layers": args.layers,
         "conversations": len(rows),
         "tokens": sum(sizes),
         "mean_length": sum(sizes) // len(sizes),

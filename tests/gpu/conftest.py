@@ -11,6 +11,8 @@ from typing import NoReturn
 import pytest
 import torch
 
+from recipe.pascal.dtypes import compute_dtype
+
 WEIGHTS = Path("weights/llama-7b")
 
 
@@ -32,8 +34,8 @@ def device() -> torch.device:
 
 @pytest.fixture
 def dtype(device: torch.device) -> torch.dtype:
-    """fp16 as on the P100; fp32 on a CPU, where torch 2.0 has no fp16 matmul."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+    """fp16 as on the P100; fp32 on a CPU, where torch 2.0 has no fp16 matmul, and on a P40."""
+    return compute_dtype(device)
 
 
 @pytest.fixture

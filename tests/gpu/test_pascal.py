@@ -227,7 +227,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize(("recomputed", "fp16_sums"), [(0, False), (2, False), (4, False), (4, True)])
 def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
     """Four layers of a 7B (of a small model on a CPU), packed, with some of them recomputed, and the loss."""
-    half = device.type == "cuda"
+    half = dtype == torch.float16
     if fp16_sums and not half:
         pytest.skip("fp16 sums are cuBLAS's: a CPU has none")
     wide = (4096, 11008, 4, 32, 32, 32000) if half else (256, 688, 4, 8, 8, 1000)
@@ -235,7 +235,9 @@ def test_memory_of_a_step_is_the_plans(device, dtype, recomputed, fp16_sums):
     lengths = [1024, 1024] if half else [192]
     tokens = sum(lengths)
     targets = ("q_proj", "v_proj")
-    step = memory.Step(tokens, tokens, 8, targets, True, cuda=half, fp16_accumulation=fp16_sums)
+    step = memory.Step(
+        tokens, tokens, 8, targets, True, cuda=device.type == "cuda", fp16_arithmetic=half, fp16_accumulation=fp16_sums
+    )
     layers = nn.ModuleList(Layer(shape, step.rank, dtype, device) for _ in range(shape.num_hidden_layers)).train()
     gemm.accumulate_in_fp16(layers, gemm.int8_shapes(layers) if fp16_sums else ())
     recompute_first(layers, recomputed)

@@ -37,6 +37,16 @@ def test_the_faster_dtype_is_chosen_and_reported(benchmarks, tmp_path, capsys):
     ]
 
 
+def test_a_gpu_that_computes_in_fp32_accumulates_in_fp32(benchmarks, tmp_path, capsys, monkeypatch):
+    """Also where a P100 began the run and left its choice."""
+    accumulation.choose(tmp_path / "matmul.json", SHAPES, 256, CPU)
+    capsys.readouterr()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    choice = accumulation.choose(tmp_path / "matmul.json", SHAPES, 256, torch.device("cuda"))
+    assert not choice.shapes and len(benchmarks) == 1
+    assert "computes in fp32" in capsys.readouterr().err
+
+
 def test_a_choice_changes_only_its_layers():
     model = nn.Sequential(Int8Linear(torch.randn(6, 4)), Int8Linear(torch.randn(4, 6)), nn.Linear(4, 4))
     assert int8_shapes(model) == SHAPES

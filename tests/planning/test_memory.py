@@ -228,6 +228,20 @@ def test_recomputing_more_layers_takes_less_and_the_fewest_is_the_fewest():
     assert memory.fewest_recomputed(shape, wanted, min(peaks) - 1) is None
 
 
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_the_gpus_of_a_split_base_hold_it_once(split):
+    shape = Shape(256, 688, 7, 8, 8, 1000)
+    whole, wanted = step(512, cuda=True), step(512, cuda=True, split=split)
+    found = memory.estimate_by_gpu(shape, wanted, 3)
+    one = memory.estimate_memory(shape, whole, 3)
+    assert len(found) == split and memory.estimate_memory(shape, wanted, 3) in found
+    assert sum(estimate.weights for estimate in found) == pytest.approx(one.weights, abs=split)
+    assert sum(estimate.adapters for estimate in found) == one.adapters
+    assert sum(estimate.optimizer for estimate in found) == one.optimizer
+    assert sum(estimate.kept for estimate in found) == one.kept
+    assert [estimate.loss > 0 for estimate in found] == [True] + [False] * (split - 1)
+
+
 def test_a_gpu_keeps_the_output_of_attention_and_no_scores():
     fused = memory.layer_kept(LLAMA_7B, step(2048, cuda=True, dropout=False))
     tiled = memory.layer_kept(LLAMA_7B, step(2048, half=True, dropout=False))

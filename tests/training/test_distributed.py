@@ -12,17 +12,21 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from recipe import convert
 from recipe.core import config as configs
 from recipe.core.cli import INTERRUPTED
+from recipe.core.config import Base, Config
 from recipe.core.files import sha256
 from recipe.core.lineage import verify_all
-from recipe.core.manifest import read_manifest
+from recipe.core.manifest import read_manifest, write_manifest
 from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
 from tests.conftest import tiny_config
+from tests.forks import free_port
 
 ROOT = Path(__file__).parents[2]
 STEPS = 5
+PLACES = ("weights", "data")  # of base and corpus in a working folder
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,55 @@ def test_processes_that_differ_refuse_and_name_what_differs(config, forks, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture(scope="module")
+def machines(config, tiny_source, tmp_path_factory) -> list[Path]:
+    """Two folders with the base and the corpus of the run under the same names."""
+    folders = [tmp_path_factory.mktemp("machine") for _ in range(2)]
+    for folder in folders:
+        shutil.copytree(config.base.path, folder / "weights")
+        shutil.copytree(config.corpus.path, folder / "data")
+    return folders
+
+
+def check_refused(config, forks, folders: list[Path], tmp_path: Path, what: str, **options) -> None:
+    base, corpus = (
+        dataclasses.replace(part, path=path) for part, path in zip((config.base, config.corpus), PLACES, strict=True)
+    )
+    arguments = write(dataclasses.replace(config, base=base, corpus=corpus), tmp_path)
+    codes, seconds, messages = forks.run(tmp_path, [arguments] * 2, folders=list(map(str, folders)), **options)
+    assert codes == [1, 1] and seconds < 60
+    for message in messages:
+        assert f"error: rank 1 of 2 differs from rank 0 in {what}, expected the same in all processes" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_with_other_weights_refuse(config, forks, machines, tiny_source, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(machines[1], other)
+    convert.run(Config(base=Base(source=str(tiny_source), path=str(other / "weights"), dtype="fp32")))
+    check_refused(config, forks, [machines[0], other], tmp_path, "the hash of base")
+
+
+def test_processes_with_other_data_refuse(config, forks, machines, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(machines[1], other)
+    rows = (other / "data" / "train.jsonl").read_text().splitlines(keepends=True)
+    (other / "data" / "train.jsonl").write_text("".join(rows[1:]))
+    manifest = read_manifest(other / "data")
+    write_manifest(other / "data", "corpus", manifest["config"], manifest["inputs"], manifest["results"])
+    check_refused(config, forks, [machines[0], other], tmp_path, "the hash of corpus")
+
+
+def test_processes_with_other_code_refuse(config, forks, machines, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "recipe", checkout / "recipe")
+    (checkout / "docker").mkdir()
+    shutil.copy(ROOT / "docker" / "requirements.lock", checkout / "docker")
+    with open(checkout / "recipe" / "train.py", "a") as file:
+        file.write("# another commit\n")
+    check_refused(config, forks, machines, tmp_path, "code", checkouts=[str(ROOT), str(checkout)])
+
+
 def test_a_time_limit_of_one_process_stops_all_with_a_checkpoint(config, forks, tmp_path):
     arguments = write(config, tmp_path, epochs=900.0, save_steps=10**6, max_minutes=0.02)
     codes, _, messages = forks.run(tmp_path, [arguments] * 2)
@@ -146,13 +199,27 @@ def test_a_time_limit_of_one_process_stops_all_with_a_checkpoint(config, forks, 
     assert "train.max_minutes: " in messages[0] and "error" not in messages[1]
 
 
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += ["--monitor_interval=0.1"]  # seconds; it looks every 5 whether the processes have ended
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def test_torchrun_starts_the_processes(config, runs, tmp_path):
     """The command of `make train GPUS=2`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29581"]
-    command += ["--monitor_interval=0.1"]  # seconds; it looks every 5 whether the processes have ended
-    command += ["-m", "recipe.train", *write(config, tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = torchrun("-m", "recipe.train", *write(config, tmp_path))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 5 steps") == 1
+    assert sha256(opened(tmp_path).adapter / ADAPTER_FILE) == sha256(runs[2].adapter / ADAPTER_FILE)
+
+
+def test_torchrun_restarts_all_when_one_is_killed_and_they_resume(config, runs, tmp_path):
+    script = Path(__file__).with_name("killed_once.py")
+    done = torchrun("--max_restarts=1", str(script), *write(config, tmp_path, save_steps=1))
+    assert done.returncode == 0, done.stderr
+    assert "resume from " in done.stderr and "checkpoint-3" in done.stderr
     assert done.stdout.count("trained 5 steps") == 1
     assert sha256(opened(tmp_path).adapter / ADAPTER_FILE) == sha256(runs[2].adapter / ADAPTER_FILE)

@@ -86,6 +86,13 @@ def test_packs_that_cannot_be_dealt_evenly_are_refused(accumulation, size, fewer
         Launch(size=size).check_steps(accumulation)
 
 
+def test_several_processes_for_a_split_base_are_refused():
+    Launch(size=2).check_split(1)
+    Launch().check_split(2)
+    with pytest.raises(UsageError, match=r"base\.split is 2 and 4 processes were started, expected one process"):
+        Launch(size=4).check_split(2)
+
+
 def test_no_launcher_is_silent(capsys):
     assert read_launch({"PATH": "/bin", "RECIPE_PYTHON": "x"}) == Launch()
     assert not capsys.readouterr().err

@@ -43,7 +43,7 @@ def build(config, folder: Path) -> LoraTrainer:
     rows = encode_file(corpus / "train.jsonl", load_tokenizer(base), config.corpus.template)
     settings = config.train
     data = PackedDataset(rows, 256, settings.seed, settings.epochs, settings.gradient_accumulation_steps)
-    return build_trainer(model, settings, Run(folder), data, PackedDataset(rows, 256), cuda=False)
+    return build_trainer(model, settings, Run(folder), data, PackedDataset(rows, 256))
 
 
 def train_losses(trainer: LoraTrainer) -> list[float]:
@@ -105,8 +105,16 @@ def test_a_second_gpu_is_not_used_and_reported(tiny_run, tmp_path, monkeypatch, 
     assert train_losses(trainer)
 
 
+@pytest.mark.parametrize(("capability", "fp16"), [((6, 0), True), ((6, 1), False)])
+def test_mixed_precision_only_where_fp16_is_fast(tiny_run, tmp_path, monkeypatch, capability, fp16):
+    """A P40 has 6.1. Only the GPU is replaced."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    arguments = training_arguments(tiny_run.train, tmp_path, torch.device("cuda"))
+    assert (arguments.fp16, arguments.use_cpu) == (fp16, False)
+
+
 def test_no_time_or_host_name_in_the_arguments(tiny_run, tmp_path):
-    arguments = training_arguments(tiny_run.train, tmp_path, cuda=False)
+    arguments = training_arguments(tiny_run.train, tmp_path, torch.device("cpu"))
     assert socket.gethostname() not in arguments.to_json_string()
 
 

@@ -100,7 +100,7 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: An
     """The `count` finished shards in `work` as train.jsonl, val.jsonl and rejected.jsonl in `folder`.
 
     Returns what the manifest records and the reports show. Raises NothingLeftError where no sample is left.
-    Memory: about 200 bytes a conversation, 500 where near-duplicates are dropped.
+    Memory: about 200 bytes a conversation.
     """
     corpus = plan.corpus
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects:
@@ -195,8 +195,10 @@ def _count_source(out: Selection, index: ShardIndex, rejects: IO[str]) -> None:
 
 
 def _similar(work: Path, count: int, threshold: float) -> Iterator[bool]:
-    signatures = [np.fromfile(shards.path_of(work, number, "signatures"), SIGNATURE) for number in range(count)]
-    return iter(near_duplicates(np.concatenate(signatures), threshold).tolist())
+    paths = [shards.path_of(work, number, "signatures") for number in range(count)]
+    conversations = sum(path.stat().st_size for path in paths) // SIGNATURE.itemsize
+    signatures = (np.fromfile(path, SIGNATURE) for path in paths)
+    return map(bool, near_duplicates(signatures, conversations, threshold, work))
 
 
 def _write_rejected(file: IO[str], rejected: list[Rejected]) -> None:
