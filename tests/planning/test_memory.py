@@ -173,7 +173,7 @@ def test_a_real_layer_of_7b():
 @pytest.mark.parametrize("recomputed", [0, 3, 6])
 def test_a_whole_step_with_some_layers_recomputed(recomputed):
     """Six layers, a loss at every token, the first layers recomputed; without what lay there before."""
-    shape, wanted = dataclasses.replace(PLAIN, num_hidden_layers=6, vocab_size=2000), step(512)
+    shape, wanted = dataclasses.replace(PLAIN, num_hidden_layers=6, vocab_size=2000), step(256)
     model, work = whole_step(shape, wanted, recomputed)
     work()
     work()  # the second with gradients in place

@@ -217,7 +217,7 @@ def test_torchrun_starts_the_processes(config, runs, tmp_path):
 
 
 def test_torchrun_restarts_all_when_one_is_killed_and_they_resume(config, runs, tmp_path):
-    script = Path(__file__).with_name("killed_once.py")
+    script = ROOT / "tests" / "killed_once.py"
     done = torchrun("--max_restarts=1", str(script), *write(config, tmp_path, save_steps=1))
     assert done.returncode == 0, done.stderr
     assert "resume from " in done.stderr and "checkpoint-3" in done.stderr
