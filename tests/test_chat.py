@@ -20,6 +20,7 @@ from recipe.core.text import printable
 from recipe.model.load import load_base, load_tokenizer
 from recipe.serving.engine import Engine, Sampling
 from recipe.serving.session import Session
+from tests.conftest import copy_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,10 +32,10 @@ def trained(trained_run):
 
 
 @pytest.fixture(scope="module")
-def merged(trained_once):
-    folder = Path(trained_once.runs) / "tiny" / "latest"
-    merge.run(trained_once, folder, "hf")
-    return folder / "merged"
+def merged(trained_once, tmp_path_factory):
+    config, run = copy_run(trained_once, tmp_path_factory.mktemp("merged") / "runs")
+    merge.run(config, run.folder, "hf")
+    return run.folder / "merged"
 
 
 @pytest.fixture
