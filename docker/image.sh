@@ -109,8 +109,10 @@ bind() {
 
 # in_container ARGUMENT...: run the image with `flags`, the mounted folders, the GPU if there is one, and no further rights.
 in_container() {
-  local folder
+  local folder id
   need_image
+  id=$(image_id) # podman writes it without its sha256:
+  flags+=(--env "RECIPE_IMAGE=sha256:${id#sha256:}")
   flags+=(--rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
   # SELinux would deny access to the mounted folders; relabeling them would change the user's files.
   if [ -e "$SELINUX" ]; then flags+=(--security-opt label=disable); fi

@@ -81,7 +81,7 @@ def add_bundle(commands: Any) -> None:
     one = commands.add_parser("bundle", help="pack a run for a reviewer: files, manifests, SBOM, in-toto, RO-Crate")
     add_source(one)
     one.add_argument("--output", type=Path, metavar="FILE", help="the archive; default: beside the run, <id>.zip")
-    one.add_argument("--image", default="", metavar="DIGEST", help="digest of the container image that the run used")
+    one.add_argument("--image", default="", metavar="DIGEST", help="digest of the image, if the run does not name it")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

@@ -83,6 +83,18 @@ def test_a_target_gets_the_gpu_and_no_other_rights(checkout, name, gpu, sign):
         assert flag in call
 
 
+@pytest.mark.parametrize("found", ["sha256:0", "0"])
+def test_a_target_is_told_the_digest_of_its_image(checkout, found):
+    """docker and podman write it differently."""
+    engine(checkout, "podman")
+    script = checkout / "bin" / "podman"
+    script.write_text(script.read_text().replace("echo sha256:0", f"echo {found}"))
+    for command in (("run", "train"), ("shell",)):
+        run(checkout, *command)
+        arguments = last_arguments(checkout)
+        assert arguments[arguments.index("RECIPE_IMAGE=sha256:0") - 1] == "--env"
+
+
 def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(checkout):
     engine(checkout, "docker")
     done, call = run(checkout, "run", "train")

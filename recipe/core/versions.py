@@ -1,11 +1,14 @@
 """Which code, which packages and which hardware made an artefact."""
 
 import functools
+import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
 from recipe.core.files import digest, sha256
+from recipe.core.text import say, snippet
 
 PACKAGES = (
     "torch",
@@ -24,6 +27,8 @@ PACKAGES = (
     "rensa",
 )
 
+IMAGE = "RECIPE_IMAGE"  # digest of the container image: a process cannot find it out, so whoever starts it says it
+IMAGE_DIGEST = r"sha256:[0-9a-f]{64}"
 GPUS = Path("/proc/driver/nvidia/gpus")  # what the driver says, without any library
 
 
@@ -36,7 +41,7 @@ def code_sha256() -> str:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Versions that can change a result: Python, machine type, packages, the lock they came from."""
+    """Versions that can change a result: Python, machine type, packages, the lock they came from, the image if any."""
     lock = Path(__file__).parents[2] / "docker" / "requirements.lock"
     versions = {name: _version(name) for name in PACKAGES}
     return {
@@ -44,7 +49,18 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "lock": sha256(lock) if lock.is_file() else "",
         **versions,
+        **_image(),
     }
+
+
+def _image() -> dict[str, str]:
+    """The container image in which this process runs, where the one that started it named its digest."""
+    named = os.environ.get(IMAGE, "")
+    if re.fullmatch(IMAGE_DIGEST, named):
+        return {"image": named}
+    if named:
+        say(f"{IMAGE} is {snippet(named)}, expected sha256: and 64 hexadecimal digits: the manifest names no image")
+    return {}
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from recipe.core.errors import UsageError
 from recipe.core.files import atomic_file, sha256
 from recipe.core.run import Run
 from recipe.core.text import printable, say, snippet
+from recipe.core.versions import IMAGE_DIGEST
 from recipe.proof import crate, sbom, statement
 from recipe.proof.evidence import Evidence, collect
 
@@ -26,11 +27,14 @@ EARLIEST = (1980, 1, 1, 0, 0, 0)  # of every file: the time of writing would mak
 def bundle(run: Run, config: Config, output: Path, image: str = "") -> dict[str, Any]:
     """Write the archive; its path, sha256 and number of files. The same run gives the same bytes.
 
-    image: the digest of the container image, sha256:..., if known. Raises RecipeError if the run is not intact.
+    image: the digest of the container image, sha256:..., where the run's manifest does not name it. Raises RecipeError
+    if the run is not intact, UsageError if `image` is no digest or not that of the manifest.
     """
-    if image and not re.fullmatch(r"sha256:[0-9a-f]{64}", image):
+    if image and not re.fullmatch(IMAGE_DIGEST, image):
         raise UsageError(f"--image {printable(image[:80])}: expected sha256: and 64 hexadecimal digits")
     evidence = collect(run, config, image, read_date(run))
+    if image and evidence.image != image:
+        raise UsageError(f"--image is {image}, expected {evidence.image}, as the run's manifest says: leave it out")
     if paths := re.findall(r'"(/[^"\n]*)"', run.config_file.read_text(encoding="utf-8")):
         say(f"config.toml, which is in the bundle, names {len(paths)} absolute paths, as {snippet(paths[0])}")
     texts = write_texts(evidence)
@@ -92,7 +96,7 @@ def readme(evidence: Evidence) -> str:
         "",
         f"{results['steps']} optimizer steps on {results['trained_tokens']:,} trained tokens; "
         f"validation loss {results['validation_loss']:.4f}.",
-        f"Container image: {evidence.image or 'not known'}.",
+        f"Container image: {evidence.image or 'no image is recorded'}.",
         *([f"Not at hand when this was written: the manifest of the {' and the '.join(missing)}."] if missing else []),
         "",
         "| | |",

@@ -37,7 +37,7 @@ class Evidence:
     evaluation: Mapping[str, Any] | None
     packages: tuple[Package, ...]
     files: Mapping[str, Path]  # name in the bundle -> where it is
-    image: str  # digest of the container image; empty: not known
+    image: str  # digest of the container image; empty: none is recorded
     date: str  # YYYY-MM-DD
 
     @property
@@ -46,7 +46,10 @@ class Evidence:
 
 
 def collect(run: Run, config: Config, image: str, date: str) -> Evidence:
-    """Read and verify a run. Raises RecipeError if it is not intact, or was made with another lock than this one."""
+    """Read and verify a run; `image` counts where its manifest names none.
+
+    Raises RecipeError if the run is not intact, or was made with another lock than this one.
+    """
     manifest = check_intact(run.folder)
     for problem in records_problems(run.folder):
         raise RecipeError(f"{problem}; restore it, or run the stage that wrote it again")
@@ -78,7 +81,7 @@ def collect(run: Run, config: Config, image: str, date: str) -> Evidence:
         evaluation=evaluation,
         packages=read_packages(lock),
         files=dict(sorted(files.items())),
-        image=image,
+        image=manifest["environment"].get("image") or image,
         date=date,
     )
 

@@ -280,4 +280,14 @@ def test_the_environment_names_the_lock_and_the_packages():
     lock = Path(__file__).parents[2] / "docker" / "requirements.lock"
     assert found["lock"] == sha256(lock)
     assert found["torch"].startswith("2.")
+    assert "image" not in found, "the tests run in no container"
     json.dumps(found)
+
+
+def test_the_environment_names_the_image_by_its_digest_or_not_at_all(monkeypatch, capsys):
+    digest = "sha256:" + "ab" * 32
+    monkeypatch.setenv("RECIPE_IMAGE", digest)
+    assert environment.__wrapped__()["image"] == digest
+    monkeypatch.setenv("RECIPE_IMAGE", "vicuna-p100:latest")
+    assert "image" not in environment.__wrapped__()
+    assert "RECIPE_IMAGE is vicuna-p100:latest, expected sha256:" in capsys.readouterr().err

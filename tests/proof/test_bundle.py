@@ -12,6 +12,7 @@ import pytest
 
 from recipe import evaluate, provenance, report
 from recipe.core.cli import entry
+from recipe.core.manifest import read_manifest, save_manifest
 from recipe.core.run import Run
 from recipe.proof.evidence import DOCKER, read_packages
 
@@ -196,11 +197,41 @@ def test_a_run_that_is_not_intact_is_not_bundled(run, tmp_path, capsys):
     assert "eval.json has 2 bytes" in capsys.readouterr().err and not output.exists()
 
 
-def test_an_image_is_named_by_its_digest_or_not_at_all(run, tmp_path, capsys):
+DIGEST = "sha256:" + "ab" * 32
+
+
+def dependencies(archive: Path) -> list[dict]:
+    return read(archive, "statement.intoto.json")["predicate"]["buildDefinition"]["resolvedDependencies"]
+
+
+def readme(archive: Path) -> str:
+    with zipfile.ZipFile(archive) as file:
+        return file.read("README.md").decode()
+
+
+def test_without_an_image_it_says_so(archive):
+    assert "Container image: no image is recorded." in readme(archive)
+    assert "image" not in {item["name"] for item in dependencies(archive)}
+
+
+def test_an_image_is_named_by_its_digest_or_not_at_all(run, tmp_path):
     output = tmp_path / "x.zip"
     words = ["bundle", "--run", str(run), "--output", str(output), "--image"]
     assert entry(lambda: provenance.main([*words, "vicuna-p100:latest"])) == 2
-    digest = "sha256:" + "ab" * 32
-    assert provenance.main([*words, digest]) == 0
-    dependencies = read(output, "statement.intoto.json")["predicate"]["buildDefinition"]["resolvedDependencies"]
-    assert {"name": "image", "digest": {"sha256": "ab" * 32}} in dependencies
+    assert provenance.main([*words, DIGEST]) == 0
+    assert {"name": "image", "digest": {"sha256": "ab" * 32}} in dependencies(output)
+
+
+def test_the_image_that_trained_the_run_is_in_the_bundle(run, tmp_path, capsys):
+    copy, output = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "x.zip"
+    manifest = read_manifest(copy)
+    manifest["environment"]["image"] = DIGEST
+    save_manifest(copy / "manifest.json", manifest)
+    words = ["bundle", "--run", str(copy), "--output", str(output)]
+    assert provenance.main(words) == 0
+    assert {"name": "image", "digest": {"sha256": "ab" * 32}} in dependencies(output)
+    assert f"Container image: {DIGEST}." in readme(output)
+    properties = read(output, "sbom.cdx.json")["metadata"]["component"]["properties"]
+    assert {"name": "recipe:image", "value": DIGEST} in properties
+    assert entry(lambda: provenance.main([*words, "--image", DIGEST.replace("ab", "cd")])) == 2
+    assert "as the run's manifest says" in capsys.readouterr().err
