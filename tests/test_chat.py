@@ -177,6 +177,14 @@ def test_a_saved_conversation_is_read_by_the_corpus(talk, tmp_path):
     assert list(conversation.messages) == talk.messages
 
 
+def test_a_save_that_fails_leaves_no_file(talk, tmp_path, monkeypatch):
+    talk.ask("Which colour is the sky?")
+    monkeypatch.setattr(json, "dumps", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "no space")))
+    with pytest.raises(RecipeError, match="cannot be written"):
+        chat.save_as([talk], str(tmp_path / "talk.jsonl"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_retry_asks_again_and_samples_anew(talk):
     talk.sampling = Sampling(temperature=3.0, seed=1)
     talk.ask("Hello")

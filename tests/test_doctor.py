@@ -160,6 +160,14 @@ def test_memory_that_others_hold_is_named(hardware):
     assert "no process is listed" in checks(config)["memory"].hint
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, "fail"), (2, "ok"), (3, "ok")])
+def test_a_split_base_needs_its_gpus(hardware, monkeypatch, count, verdict):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    check = checks(configs.load(SEVEN, {"base.split": 2}))["gpus"]
+    assert (check.verdict, check.found) == (verdict, f"{count} visible, base.split needs 2")
+    assert "gpus" not in checks(configs.load(SEVEN))
+
+
 def test_a_gpu_too_small_for_the_config(hardware):
     hardware.total = hardware.free = 6_000 * MIB
     check = checks(configs.load(SEVEN))["memory"]

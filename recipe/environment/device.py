@@ -50,6 +50,10 @@ def check_gpu(found: Gpu, config: Config | None, shape: Shape | None) -> Iterato
         plan = sizing.plan_shape(config, shape, budget, half=computes_in_fp16(found.capability))
         needed = plan.estimate.peak + CONTEXT_MIB * MIB
     yield gpu.check_memory(found, needed)
+    if config and config.base.split > 1:
+        count, wanted = torch.cuda.device_count(), config.base.split
+        hint = "" if count >= wanted else "add GPUs, or lower base.split and look at `make plan`"
+        yield Check("gpus", "fail" if hint else "ok", f"{count} visible, base.split needs {wanted}", hint)
 
 
 def run_probes() -> Iterator[Check]:

@@ -13,8 +13,9 @@ from recipe.core.errors import UnfitError
 from recipe.core.files import sha256
 from recipe.core.run import Run
 from recipe.model import load, split
+from recipe.model import open as opening
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
-from recipe.model.likelihood import pack_token_nll, trained_nll
+from recipe.model.likelihood import causal_lm, pack_token_nll, trained_nll
 from recipe.model.load import empty_model, load_base, load_tokenizer, split_devices
 from recipe.model.prepare import prepare_for_training
 from recipe.training import setup
@@ -55,14 +56,18 @@ def test_a_step_on_two_devices_is_that_on_one_to_the_bit(tiny_base, tiny_run, pa
     assert all(value.abs().max() > 0 for value in one.values())
 
 
-def test_a_run_on_two_devices_is_the_same_run(tiny_run, trained_once, monkeypatch, capsys):
-    for module in (load, setup):
+def test_a_run_on_two_devices_is_the_same_run(tiny_run, trained_once, pack, monkeypatch, capsys):
+    for module in (load, setup, opening):
         monkeypatch.setattr(module, "split_devices", lambda device, count: [CPU] * count)
-    train.run(dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, split=2)))
+    config = dataclasses.replace(tiny_run, base=dataclasses.replace(tiny_run.base, split=2))
+    train.run(config)
     assert "on cpu and cpu" in capsys.readouterr().err
     one, two = (Run(Run.latest(config).resolve()) for config in (trained_once, tiny_run))
     assert one.folder.name == two.folder.name, "the run's id"
     assert sha256(one.adapter / ADAPTER_FILE) == sha256(two.adapter / ADAPTER_FILE)
+    models = [opening.open_run(run, each).model for run, each in ((one, trained_once), (two, config))]
+    assert pack_token_nll(models[0], pack) == pack_token_nll(models[1], pack)
+    assert len(split.groups(causal_lm(models[1]))) == 1 and hasattr(causal_lm(models[1]), "hf_device_map")
 
 
 def test_everything_a_layer_is_called_with_moves_to_its_device(tiny_base, pack):

@@ -17,9 +17,9 @@ from recipe.core.config import Config, Source
 from recipe.core.errors import UsageError
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
-from recipe.core.versions import hardware
 from recipe.evaluation import texts
 from recipe.proof import replay as replays
+from tests.faults.longform import carry_on
 
 ROOT = Path(__file__).parents[2]
 ALL_PASSAGES = texts.PROBE_PASSAGES
@@ -59,19 +59,17 @@ def draw(number: int) -> tuple[str, dict[str, str]]:
 
 @pytest.mark.skipif(not REPLAYS, reason="REPLAYS=20 counts equal replays; one is always made below")
 def test_many_replays_are_equal(original, tmp_path):
-    equal = 0
-    for number in range(REPLAYS):
+    def attempt(number: int) -> tuple[str, str]:
         processes, surroundings = draw(number)
-        home = tmp_path / f"home {number}"
+        home, folder = tmp_path / f"home {number}", tmp_path / f"replay {number}"
         home.mkdir()
-        folder = tmp_path / f"replay {number}"
         done = command(original, folder, "--set", f"corpus.processes={processes}", HOME=str(home), **surroundings)
-        equal += done.returncode == 0 and json.loads(done.stdout)["verdict"] == "equal"
-        shutil.rmtree(folder)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    found = {"replays": REPLAYS, "equal": equal, "commit": commit, "cpu": hardware()["cpu"], "run": "tiny"}
-    Path(__file__).with_name("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    assert equal == REPLAYS
+        shutil.rmtree(folder, ignore_errors=True)
+        verdict = json.loads(done.stdout)["verdict"] if done.stdout else "failed"
+        return verdict, "" if verdict == "equal" else done.stdout + done.stderr[-1000:]
+
+    found = carry_on(Path(__file__).with_name("results.json"), range(REPLAYS), "replays of a tiny run", attempt)
+    assert not found["problems"]
 
 
 @pytest.mark.slow
