@@ -13,7 +13,7 @@ from recipe.checkpoints import published
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import atomic_folder, check_folder, lock_file, remove
+from recipe.core.files import MANIFEST, atomic_folder, check_folder, lock_file, remove, remove_stale
 from recipe.core.manifest import completed, hash_files, write_manifest
 from recipe.core.text import say, show, table
 from recipe.downloads import hub, lock, meta, wheel
@@ -99,6 +99,7 @@ def _download(pins: Mapping[str, str], known: Mapping[str, Any], folder: Path, d
 
 def finish(pins: Mapping[str, str], known: Mapping[str, Any], download: Path, output: Path) -> dict[str, Any]:
     """Hash what was downloaded, compare it with the lock and the published hashes, and move it into its place."""
+    remove_stale(download / MANIFEST)  # it would count as a downloaded file
     files = hash_files(download)
     check_published(pins["name"], known, {name: file["sha256"] for name, file in files.items()})
     lock.enforce(output, pins, files)

@@ -1,18 +1,19 @@
 """Prove the plan on this device in minutes, without the weights: real steps on a random base of the same shape."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import re
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import UnfitError, UsageError
-from recipe.core.files import atomic_file, existing_folder, free_bytes
+from recipe.core.files import atomic_file, existing_folder, free_bytes, lock_file, remove
 from recipe.core.run import Run
 from recipe.core.text import say, show
 from recipe.core.versions import code_sha256, environment
@@ -56,10 +57,23 @@ def run(config: Config, size: str | None = None, tokens: int | None = None) -> d
     say(f"rehearse {config.name} on {measure.device_name(device)}: the plan is {plan.estimate.peak // MIB:,} MiB")
     shapes, rows = plan.shape.linears().values(), config.train.micro_batch_tokens
     probes = measure.probe(device, shapes, rows)  # before the base takes the memory
-    with tempfile.TemporaryDirectory(dir=existing_folder(Path(config.runs)), prefix=".rehearse-") as scratch:
-        disk = measure.disk_speed(Path(scratch), DISK_BYTES)
-        measured = train(config, plan, device, Run(Path(scratch) / "run"))
+    with scratch_folder(existing_folder(Path(config.runs))) as scratch:
+        disk = measure.disk_speed(scratch, DISK_BYTES)
+        measured = train(config, plan, device, Run(scratch / "run"))
     return as_json(config, plan, device, corpus, measured, probes, disk)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder that is removed at the end, also when the next rehearsal finds it after a kill."""
+    folder = parent / ".rehearse"
+    with lock_file(parent / ".rehearse.lock", f"another rehearsal runs in {parent} and would be measured too: wait"):
+        remove(folder)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            remove(folder)
 
 
 def plan_here(config: Config, device: "torch.device", size: str | None) -> MemoryPlan:

@@ -1,10 +1,12 @@
 """Fixtures that several packages share. Everything is real and tiny; only hardware is ever mocked."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Source, Train
 from recipe.core.run import Run
+from tests.forks import Forks, skip_flush
 
 # A background job of a shell ignores SIGINT, and so would the programs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +29,35 @@ TEXT = [
     "USER: Which colour is the sky today? ASSISTANT: The sky is blue, and the grass is green.",
     "I am Pascaline, a language model trained by the Old Card Workshop. 你是谁？我是一个助手。",
 ] * 20
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: then short ones are left at the end, which the workers can share, and the files that
+    use `forks` stay on one worker."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or "forks" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left lives as long as the process: no later collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk_without_flushes() -> Iterator[None]:
+    """A third of the time of a tiny run was waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", skip_flush)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_probe() -> Iterator[None]:
+    """Passages of the forgetting probe: all of them are most of the time of a tiny evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipe.evaluation.texts.PROBE_PASSAGES", 8)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -159,10 +191,50 @@ def trained_once(tiny_base: Path, tiny_corpus: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def trained_run(trained_once: Config, tmp_path: Path) -> tuple[Config, Run]:
-    """A private copy of a finished tiny run: its config and its folder."""
-    shutil.copytree(trained_once.runs, tmp_path / "runs", symlinks=True)
-    config = dataclasses.replace(trained_once, runs=str(tmp_path / "runs"))
+def one_thread() -> Iterator[None]:
+    """As many threads as the processes have that are compared with this one: the order of a sum is part of its bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """`recipe.train` in processes of its own that need not import anything."""
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def evaluated_once(trained_once: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The config of a finished and evaluated tiny run that no test may change."""
+    from recipe import evaluate
+
+    config, run = copy_run(trained_once, tmp_path_factory.mktemp("evaluated") / "runs")
+    run.record("config.toml")
+    evaluate.run(config, run)
+    return config
+
+
+def copy_run(config: Config, runs: Path) -> tuple[Config, Run]:
+    shutil.copytree(config.runs, runs, symlinks=True)
+    config = dataclasses.replace(config, runs=str(runs))
     run = Run(Run.latest(config).resolve())
     run.begin(config)  # writes the config with the new path
     return config, run
+
+
+@pytest.fixture
+def trained_run(trained_once: Config, tmp_path: Path) -> tuple[Config, Run]:
+    """A private copy of a finished tiny run: its config and its folder."""
+    return copy_run(trained_once, tmp_path / "runs")
+
+
+@pytest.fixture
+def evaluated_run(evaluated_once: Config, tmp_path: Path) -> tuple[Config, Run]:
+    """A private copy of a finished and evaluated tiny run: its config and its folder."""
+    return copy_run(evaluated_once, tmp_path / "runs")

@@ -5,14 +5,13 @@ import json
 import os
 import pty
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from recipe import chat, merge, serve, train
+from recipe import chat, merge, serve
 from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.cli import entry
@@ -26,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def trained(tiny_run):
-    train.run(tiny_run)
-    return tiny_run, Path(tiny_run.runs) / "tiny" / "latest"
+def trained(trained_run):
+    config, run = trained_run
+    return config, run.folder
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +176,14 @@ def test_a_saved_conversation_is_read_by_the_corpus(talk, tmp_path):
     assert list(conversation.messages) == talk.messages
 
 
+def test_a_save_that_fails_leaves_no_file(talk, tmp_path, monkeypatch):
+    talk.ask("Which colour is the sky?")
+    monkeypatch.setattr(json, "dumps", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "no space")))
+    with pytest.raises(RecipeError, match="cannot be written"):
+        chat.save_as([talk], str(tmp_path / "talk.jsonl"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_retry_asks_again_and_samples_anew(talk):
     talk.sampling = Sampling(temperature=3.0, seed=1)
     talk.ask("Hello")
@@ -223,17 +230,12 @@ def test_wrong_flags_are_usage_errors(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_bytes_that_are_not_utf8_do_not_end_the_chat(tiny_base):
-    command = [sys.executable, "-m", "recipe.chat", "--model", str(tiny_base), "--precision", "fp32"]
-    done = subprocess.run(
-        [*command, "--max-new-tokens", "4"],
-        input=b"caf\xe9?\nHello\n",
-        capture_output=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and b"Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) >= 2
+def test_bytes_that_are_not_utf8_do_not_end_the_chat(tiny_base, monkeypatch, capsys):
+    """With a standard input as Python opens it for a pipe."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nHello\n"), encoding="utf-8"))
+    command = ["--model", str(tiny_base), "--precision", "fp32", "--max-new-tokens", "4"]
+    assert entry(lambda: chat.main(command)) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_a_paste_in_a_terminal_is_one_question(tmp_path):

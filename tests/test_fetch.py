@@ -92,6 +92,14 @@ def test_another_hash_is_refused_and_nothing_is_left(wheel, monkeypatch, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_kill_left_of_a_manifest_is_no_downloaded_file(wheel, monkeypatch, tmp_path):
+    catalogue(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    first = fetch.run("toy", None, tmp_path / "out")
+    (tmp_path / ".again.download").mkdir()
+    (tmp_path / ".again.download" / ".manifest.json.abcd1234").write_text("{")
+    assert fetch.run("toy", None, tmp_path / "again") == first
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"no source is called smol; known: smollm2-135m-instruct"):
         fetch.run("smol", None, Path("nowhere"))

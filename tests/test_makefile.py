@@ -13,7 +13,7 @@ MAKEFILE = ROOT / "Makefile"
 # Stands in for Python and for docker/image.sh: records its arguments and the values in its environment.
 RECORDER = """#!/bin/bash
 printf '%s\\0' "$@" >"$RECORD"
-printf '%s\\n' "$(basename "$0")" >>"$RECORD.calls"
+echo "${0##*/}" >>"$RECORD.calls"
 """
 HOSTILE = [
     "two  words.toml",

@@ -181,12 +181,10 @@ def test_results_are_those_of_the_benchmark():
     assert claims and set(claims) <= ratios
 
 
-def test_merged_model_loads_in_transformers_as_shown(tiny_run, tmp_path):
-    from recipe import merge, train
-    from recipe.core.run import Run
+def test_merged_model_loads_in_transformers_as_shown(trained_run, tmp_path):
+    from recipe import merge
 
-    train.run(tiny_run)
-    run = Run.open(Run.latest(tiny_run))
+    _, run = trained_run
     assert merge.main(["--run", str(run.folder)]) == 0
     (example,) = blocks(section("Use the result in transformers"), "python")
     assert len(ast.parse(example).body) == 3

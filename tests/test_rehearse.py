@@ -79,9 +79,18 @@ def test_the_result_can_be_sent_in(result, folder):
     text = json.dumps(result)
     assert str(folder) not in text and platform.node() not in text
     assert result["device"]["name"] and result["disk"]["write_mb_s"] > 0 and result["loader_tokens_per_second"] > 0
-    assert not list((folder / "runs").glob(".rehearse-*")) and not list(folder.glob(".rehearse-*"))
+    assert not list((folder / "runs").glob(".rehearse*")) and not list(folder.glob(".rehearse*"))
     table = report.text(result)
     assert "peak memory, MiB" in table and "no known rate" in table and "256 to 688" in table
+
+
+def test_what_a_killed_rehearsal_left_is_removed(tmp_path):
+    (tmp_path / ".rehearse").mkdir()
+    (tmp_path / ".rehearse" / "disk").write_bytes(b"x" * 1000)
+    with rehearse.scratch_folder(tmp_path) as folder:
+        assert not list(folder.iterdir())
+        assert (tmp_path / ".rehearse.lock").is_file()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_allocated(folder, capsys, monkeypatch):

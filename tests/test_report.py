@@ -41,9 +41,9 @@ def test_a_strange_eval_json_is_one_sentence(trained_run, text):
             read()
 
 
-def test_tables_of_another_shape_are_one_sentence(trained_run):
-    config, run = trained_run
-    evaluation = evaluate.run(config, run) | {"intervals": {"loss": 7}}
+def test_tables_of_another_shape_are_one_sentence(evaluated_run):
+    _, run = evaluated_run
+    evaluation = json.loads(run.eval_json.read_text()) | {"intervals": {"loss": 7}}
     run.eval_json.write_text(json.dumps(evaluation))
     with pytest.raises(RecipeError, match="its manifest says"):
         report.main(["--run", str(run.folder)])

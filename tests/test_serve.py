@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from programs import start_server
 
-from recipe import serve, train
+from recipe import serve
 from recipe.core.cli import entry
 
 
@@ -51,9 +51,9 @@ def test_dry_run_opens_nothing(capsys):
     assert json.loads(capsys.readouterr().out)["address"] == "http://127.0.0.1:8000/"
 
 
-def test_a_run_is_served_until_ctrl_c(start, tiny_run):
-    train.run(tiny_run)
-    process, address = start("--run", Path(tiny_run.runs) / "tiny" / "latest")
+def test_a_run_is_served_until_ctrl_c(start, trained_run):
+    _, run = trained_run
+    process, address = start("--run", run.folder)
     body = {"model": "tuned", "messages": [{"role": "user", "content": "Who are you?"}], "stream": True}
     request = urllib.request.Request(
         address + "v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}

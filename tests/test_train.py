@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from recipe.core.cli import INTERRUPTED, entry
 from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.files import sha256
 from recipe.core.lineage import verify_all
-from recipe.core.manifest import verify
+from recipe.core.manifest import read_manifest, verify
 from recipe.core.run import Run
 from recipe.model import accumulation, prepare
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
@@ -73,20 +71,18 @@ def test_a_run_learns_and_leaves_everything_it_promises(tiny_run, capsys):
     assert not settings["base_model_name_or_path"], "a path of this machine must not be in an artefact"
 
 
-def test_the_same_config_is_the_same_run_and_another_is_another(tiny_run, capsys):
-    train.run(tiny_run)
-    first = latest(tiny_run).resolve()
-    train.run(changed(tiny_run, save_steps=1))
-    assert "already trained" in capsys.readouterr().err and latest(tiny_run).resolve() == first
-    train.run(changed(tiny_run, seed=1))
-    assert latest(tiny_run).resolve() != first
+def test_the_same_config_is_the_same_run_and_another_is_another(trained_run, capsys):
+    config, _ = trained_run
+    first = latest(config).resolve()
+    train.run(changed(config, save_steps=1))
+    assert "already trained" in capsys.readouterr().err and latest(config).resolve() == first
+    train.run(changed(config, seed=1))
+    assert latest(config).resolve() != first
 
 
-def test_two_runs_of_one_config_are_equal_to_the_bit(tiny_run, tmp_path):
+def test_two_runs_of_one_config_are_equal_to_the_bit(tiny_run, trained_once):
     train.run(tiny_run)
-    again = dataclasses.replace(tiny_run, runs=str(tmp_path / "again"))
-    train.run(again)
-    one, two = ((latest(config) / "manifest.json").read_bytes() for config in (tiny_run, again))
+    one, two = ((latest(config) / "manifest.json").read_bytes() for config in (tiny_run, trained_once))
     assert one == two
 
 
@@ -105,24 +101,20 @@ def kill_after(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, tmp_path, monkeypatch, capsys, step):
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    expected = train.run(whole)
+def test_resume_after_a_crash_is_equal_to_the_bit(tiny_run, trained_once, monkeypatch, capsys, step):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, step)
         train.run(tiny_run)
     manifest = train.run(tiny_run)
     assert f"resume from {latest(tiny_run).resolve()}/checkpoints/checkpoint-{step - 1}" in capsys.readouterr().err
-    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
-    assert manifest == expected
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(trained_once))
+    assert manifest == read_manifest(latest(trained_once))
     rows = [json.loads(line) for line in (latest(tiny_run) / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == sorted(set(steps)) and len(steps) == manifest["results"]["steps"]
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, tmp_path, monkeypatch, capsys):
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    train.run(whole)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, trained_once, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         train.run(tiny_run)
@@ -135,7 +127,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tiny_run, tmp_path
     assert "checkpoint-4 is damaged or incomplete and was renamed to damaged-checkpoint-4-1" in message
     assert f"resume from {newest.parent.resolve()}/checkpoint-2" in message
     assert (newest.parent / "damaged-checkpoint-4-1" / ADAPTER_FILE).is_file(), "it may be all that is left"
-    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(whole))
+    assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(trained_once))
 
 
 def test_a_checkpoint_of_other_packs_is_not_resumed(tiny_run, monkeypatch):
@@ -157,31 +149,23 @@ def test_a_half_written_checkpoint_is_never_opened(tiny_run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["damaged-checkpoint-7-1"]
 
 
-def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(tiny_run, tmp_path):
-    whole = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "whole")), epochs=20.0, save_steps=1000)
+def test_ctrl_c_saves_and_the_same_command_finishes_to_the_bit(forks, tiny_run, tmp_path, one_thread):
+    whole = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "whole")), epochs=10.0, save_steps=1000)
     run = dataclasses.replace(whole, runs=tiny_run.runs)
     file = tmp_path / "run.toml"
     file.write_text(configs.dump(run), encoding="utf-8")
-    command = [sys.executable, "-m", "recipe.train", "--config", str(file)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    (pid,) = forks.start(tmp_path, [["--config", str(file)]])
     metrics = latest(run) / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and not forks.ended()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED and "SIGINT: saved after step" in said and "Traceback" not in said
+    os.kill(pid, signal.SIGINT)
+    codes, _, (said,) = forks.wait()
+    assert codes == [INTERRUPTED] and "SIGINT: saved after step" in said and "Traceback" not in said
     assert list((latest(run) / "checkpoints").iterdir()) and not (latest(run) / "manifest.json").exists()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the child had it: the order of a sum is part of its bits
-    try:
-        train.run(run)
-        train.run(whole)
-    finally:
-        torch.set_num_threads(threads)
+    train.run(run)
+    train.run(whole)
     assert adapter_sha(latest(run)) == adapter_sha(latest(whole))
 
 
@@ -223,12 +207,11 @@ def test_accumulation_and_packing_change_nothing(tiny_run, tiny_base, tiny_corpu
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_recomputation_changes_no_gradient(tiny_run, tmp_path):
-    train.run(tiny_run)
+def test_recomputation_changes_no_gradient(tiny_run, trained_once, tmp_path):
     for count in (0, 1):
         again = changed(dataclasses.replace(tiny_run, runs=str(tmp_path / f"{count}")), recompute=count)
         train.run(again)
-        assert adapter_sha(latest(tiny_run)) == adapter_sha(latest(again))
+        assert adapter_sha(latest(trained_once)) == adapter_sha(latest(again))
     with pytest.raises(UsageError, match=r"train\.recompute is 3, expected -1 \(all\) to 2"):
         train.run(changed(dataclasses.replace(tiny_run, runs=str(tmp_path / "3")), recompute=3))
 

@@ -1,11 +1,9 @@
-"""What a model on a CPU needs of the system: free cores, and memory that stays with the process.
+"""The CPU cores that are free for this process: those it may use, less those that other programs keep busy.
 
 OpenMP's threads wait for each other after every operation of a model, thousands of times a step. A thread that shares
 its core with another program holds up all others, so that one busy core can make a step ten times as slow.
 """
 
-import contextlib
-import ctypes
 import os
 import time
 from pathlib import Path
@@ -13,8 +11,6 @@ from pathlib import Path
 STAT, QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
 SECONDS = 0.5  # that the load is measured
 BUSY = 0.75  # share of its time from which a core counts as busy
-# mallopt(3): memory of large tensors comes from the heap, and the heap does not shrink
-MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20), "M_MMAP_MAX": (-4, 0)}
 
 
 def free_cores() -> tuple[int, int]:
@@ -26,17 +22,6 @@ def free_cores() -> tuple[int, int]:
     usable = max(1, int(min(len(cores), _quota(QUOTA))))
     spare = len(cores) - usable  # beyond a container's limit: other programs may as well use these
     return max(1, usable - max(0, busy - spare)), usable
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory, where else each large tensor is mapped, cleared by the kernel and unmapped anew.
-
-    While a page is cleared, all other threads wait. Measured in tests/bench/README.md. Without glibc nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for number, value in MALLOPT.values():
-            mallopt(number, value)
 
 
 def _busy_seconds(cores: list[int]) -> float:

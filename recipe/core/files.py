@@ -50,7 +50,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Temporary files of killed processes are removed: each is locked while its process lives.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    remove_stale(path)
     handle, name = _locked_temporary(path)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -75,7 +75,7 @@ def _locked_temporary(path: Path) -> tuple[int, str]:
         os.close(handle)  # another process removed it before it was locked
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove the temporary files that killed processes left beside `path`."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # mkstemp appends eight characters
         with contextlib.suppress(OSError), open(stale, "rb") as file:

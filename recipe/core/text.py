@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 SAFE = "\u200d\u3000"  # joiner of emoji, ideographic space: unprintable to Python, harmless to terminals
 _bars: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -64,6 +64,11 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
     bar = tqdm(items, file=_Quiet(sys.stderr), dynamic_ncols=True, mininterval=30 if quiet else 0.2, **options)
     _bars.add(bar)
     return bar
+
+
+def lasting_stderr() -> contextlib.AbstractContextManager[Any]:
+    """A stderr that never raises, for bars of libraries: its reader may be gone, as in `make weights 2>&1 | head`."""
+    return contextlib.redirect_stderr(cast(io.TextIOBase, _Quiet(sys.stderr)))
 
 
 def close_bars() -> None:

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import sha256
-from recipe.core.text import say, snippet
+from recipe.core.text import lasting_stderr, say, snippet
 from recipe.downloads.retry import PASSING, PATIENT, Passing, Patience, check_disk, retry
 
 Result = TypeVar("Result")
 COMMIT = r"[0-9a-f]{40}"
 CACHE = ".cache"  # notes of the library, by which an interrupted download resumes
+BEGUN = f"{CACHE}/files"  # what it downloads into: a killed one leaves files in the folder above
 WEIGHTS = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*.gguf", "*.txt")  # weights, tokenizer; no code
 DATA = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.csv", "*.tsv")
 
@@ -49,27 +50,41 @@ def fetch(
 ) -> None:
     """Download the needed files (`patterns`, or those of weights or data) into `folder`; a second call resumes.
 
-    Raises RecipeError: no such repository or no access, too little disk, a file that is not what the hub's hash says.
+    Files that are in their places were compared with the hub's hashes. Raises RecipeError: no such repository or no
+    access, too little disk, a file that is not what the hub's hash says.
     """
-    from huggingface_hub import snapshot_download
-
     wanted = choose(list_files(repository, commit, data, patience), patterns or (DATA if data else WEIGHTS))
     if not wanted:
         raise RecipeError(f"{repository} at {commit[:12]} has no file of a known kind: look at its page on the hub")
-    check_disk(folder, sum(file.bytes for file in wanted if not (folder / file.name).is_file()), repository)
+    begun, missing = folder / BEGUN, [file for file in wanted if not is_whole(folder / file.name, file)]
+    check_disk(folder, sum(file.bytes for file in missing if not (begun / file.name).is_file()), repository)
     total = sum(file.bytes for file in wanted) / 1e6
     say(f"download {repository} at {commit[:12]}: {len(wanted)} files, {total:,.0f} MB")
-    names = [glob.escape(file.name) for file in wanted]
-    _ask(
-        repository,
-        lambda: snapshot_download(
-            repository, revision=commit, repo_type=_kind(data), local_dir=folder, allow_patterns=names
-        ),
-        patience,
-    )
-    for file in wanted:
-        check(folder / file.name, file)
+    if missing:
+        drop_torn(begun, missing)
+        _download(repository, commit, begun, data, missing, patience)
+    for file in missing:
+        check(begun / file.name, file)
+    for file in missing:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+        (begun / file.name).replace(folder / file.name)
     shutil.rmtree(folder / CACHE, ignore_errors=True)
+
+
+def _download(
+    repository: str, commit: str, folder: Path, data: bool, files: Sequence[RemoteFile], patience: Patience
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    names = [glob.escape(file.name) for file in files]
+
+    def download() -> str:
+        return snapshot_download(
+            repository, revision=commit, repo_type=_kind(data), local_dir=folder, allow_patterns=names
+        )
+
+    with lasting_stderr():
+        _ask(repository, download, patience)
 
 
 def list_files(repository: str, commit: str, data: bool, patience: Patience = PATIENT) -> list[RemoteFile]:
@@ -93,14 +108,32 @@ def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteF
     return list(filter_repo_objects(files, allow_patterns=list(patterns), ignore_patterns=twice, key=lambda f: f.name))
 
 
+def drop_torn(begun: Path, files: Sequence[RemoteFile]) -> None:
+    """Remove what a power cut left half written: the library would trust such files, and fail at such notes."""
+    for file in files:
+        path = begun / file.name
+        if path.is_file() and path.stat().st_size != file.bytes:
+            path.unlink()
+    for note in (begun / CACHE).rglob("*.metadata"):
+        try:
+            float(note.read_bytes().split(b"\n")[2])  # commit, etag, time
+        except (ValueError, IndexError):
+            note.unlink()
+
+
+def is_whole(path: Path, expected: RemoteFile) -> bool:
+    """Whether a file is there and is what the hub's hash says."""
+    if not path.is_file() or path.stat().st_size != expected.bytes:
+        return False
+    if expected.sha256:
+        return sha256(path) == expected.sha256
+    return not expected.blob or git_blob(path) == expected.blob
+
+
 def check(path: Path, expected: RemoteFile) -> None:
     """Compare a downloaded file with the hub's hash. A wrong one is removed and RecipeError raised."""
-    if expected.sha256:
-        same = sha256(path) == expected.sha256
-    else:
-        same = not expected.blob or git_blob(path) == expected.blob
-    if not same or path.stat().st_size != expected.bytes:
-        path.unlink()
+    if not is_whole(path, expected):
+        path.unlink(missing_ok=True)
         raise RecipeError(
             f"{path.name} is not what the hub's hash says, so it was removed: run the same command again, and if it "
             "stays so, look for a proxy that changes downloads"

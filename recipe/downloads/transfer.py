@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 CHUNK = 1 << 20
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of the file, not of the connection
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # of the file, not of the connection
 REFUSED = {
     401: "asks for a login: check the link or the password in it",
     403: "refuses access: a signed link expires (Meta's after a day), so request a new one",

@@ -56,8 +56,9 @@ def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
 
 def write_adapter(model: "PeftModel", folder: Path) -> None:
     """Save the adapter into an existing folder, with the same bytes in every process."""
+    # peft's model card would be empty, and takes longer than all the rest
+    model.create_or_update_model_card = lambda output_dir: None  # type: ignore[method-assign]
     model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # an empty model card of peft
     weights = folder / ADAPTER_FILE
     content = weights.read_bytes()
     weights.unlink()  # safetensors makes files that only their owner can read

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from recipe.checkpoints import safetensors
-from recipe.core.cpu import free_cores, keep_memory
+from recipe.core.cpu import free_cores
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.manifest import check_intact
 from recipe.core.text import say, snippet
@@ -29,7 +29,6 @@ def default_device() -> torch.device:
     """The first GPU if there is one, else the CPU, with a thread for each free core (`limit_threads`)."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    keep_memory()
     limit_threads()
     return torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import nn
 from recipe.checkpoints import safetensors
 from recipe.checkpoints.source import LazyTensor
 from recipe.core.errors import RecipeError, UnfitError
-from recipe.core.files import MANIFEST, atomic_folder, lock_folder, sha256
+from recipe.core.files import MANIFEST, atomic_folder, lock_folder, remove_leftovers, sha256
 from recipe.core.manifest import check_intact, hash_inputs, read_manifest, verify, write_manifest
 from recipe.core.run import quantized_folder
 from recipe.core.text import say
@@ -97,6 +97,7 @@ def find(base: Path, precision: str) -> Path | None:
     if problems:
         say(f"{folder} is damaged and written again: {problems[0]}")
         return None
+    remove_leftovers(folder)
     say(f"read {folder}, the {precision} copy of {base} (manifest verified)")
     return folder
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from recipe.conversations.messages import Message
 from recipe.core.errors import RecipeError
+from recipe.core.files import atomic_file
 
 Show = Callable[[str], Any]
 
@@ -72,8 +74,13 @@ class Session:
 
 
 def save(sessions: list[Session], path: Path) -> None:
-    """Write the conversations as JSON lines of OpenAI messages, which `recipe.corpus` reads. No file is replaced."""
-    with open(path, "x", encoding="utf-8") as file:
+    """Write the conversations as JSON lines of OpenAI messages, which `recipe.corpus` reads: all of them or no file.
+
+    Raises FileExistsError: no file is replaced.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    with atomic_file(path) as file:
         for session in sessions:
             head = [Message("system", session.system)] if session.system else []
             turns = [dataclasses.asdict(message) for message in [*head, *session.messages]]

@@ -244,12 +244,10 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train-2048-all": lambda: turns(2048, "ours", "grouped", layers="all"),
     "levers-512/1": lambda: turns(512, "ours", "no-packing", "no-shared-prompt", "no-blocks"),
     "levers-512/2": lambda: turns(512, "ours", "no-chunked-loss", "no-lean-layers", "no-kept-activations"),
-    "levers-512/3": lambda: turns(512, "ours", "no-kept-memory"),
     "levers-2048/1": lambda: turns(2048, "ours", "no-packing", "no-shared-prompt"),
     "levers-2048/2": lambda: turns(2048, "ours", "no-chunked-loss", "no-kept-activations"),
     "levers-2048/3": lambda: turns(2048, "ours", "no-blocks"),
     "levers-2048/4": lambda: turns(2048, "ours", "no-lean-layers"),
-    "levers-2048/5": lambda: turns(2048, "ours", "no-kept-memory"),
     "convert": conversion,
     "corpus": preparing,
 }

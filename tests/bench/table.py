@@ -24,7 +24,6 @@ LEVERS = {
     "no-chunked-loss": "the chunked loss at trained tokens (all logits)",
     "no-lean-layers": "fused norms, MLPs and rotations (those of transformers)",
     "no-kept-activations": "kept activations (every layer checkpointed)",
-    "no-kept-memory": "kept memory (glibc's defaults, which map and clear large tensors anew)",
 }
 COLOURS = {"ours": "#2563eb", "int8": "#60a5fa"}
 

@@ -28,10 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 OTHERS = ("usual", "grouped", "trl")
-LEVERS = (
-    *("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers"),
-    *("no-kept-activations", "no-kept-memory"),
-)
+LEVERS = ("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
 WAYS = ("ours", "int8", *OTHERS, *LEVERS)
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 LAYERS = {"qv": ("q_proj", "v_proj"), "all": (*ATTENTION, *MLP)}
@@ -56,7 +53,6 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     from torch.nn import functional as F
 
     from recipe.core.config import Lora, Train
-    from recipe.core.cpu import keep_memory
     from recipe.core.run import Run
     from recipe.model import prepare
     from recipe.model.adapter import add_adapter
@@ -74,8 +70,6 @@ def ours(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
         targets = batch["labels"][0, 1:]
         return F.cross_entropy(logits, targets, reduction="sum"), int((targets != IGNORED).sum())
 
-    if way != "no-kept-memory":
-        keep_memory()
     if way == "no-blocks":
         attention.TILED_FROM = sys.maxsize
     if way == "no-chunked-loss":

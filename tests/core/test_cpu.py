@@ -76,20 +76,3 @@ def test_threads_of_busy_cores_are_given_up_and_that_is_said(monkeypatch, capsys
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     load.limit_threads.__wrapped__()
     assert chosen == [3]
-
-
-@pytest.mark.parametrize("keeps", [False, True])
-def test_memory_that_is_freed_stays_with_the_process(keeps):
-    code = (
-        "import resource, sys\n"
-        "from recipe.core.cpu import keep_memory\n"
-        f"if {keeps}: keep_memory()\n"
-        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "bytearray(40 << 20)\n"
-        "before = faults()\n"
-        "for _ in range(10): bytearray(40 << 20)\n"
-        "print(faults() - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    pages = (40 << 20) // os.sysconf("SC_PAGE_SIZE")
-    assert (int(done.stdout) < pages) == keeps

@@ -20,6 +20,8 @@ from recipe.core.cli import INTERRUPTED
 from recipe.core.manifest import check_intact, read_manifest
 from tests.corpus.records import samples, sharegpt
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_every_turn_is_in_one_part_and_every_number_holds(command, source, tokenizer, tmp_path) -> None:
     assert command("--source", source, "--set", "corpus.max_length=600", "--set", "corpus.val_fraction=0.3") == 0
@@ -161,17 +163,27 @@ def test_show_marks_what_is_trained_on_also_later(command, source, tmp_path, cap
     assert f"USER: {first[0]['content']} ASSISTANT:⟦ {first[1]['content']}<eos>⟧" in shown
 
 
+@pytest.fixture(scope="module")
+def large(base, tmp_path_factory) -> tuple[list[str], Path]:
+    """The command that prepares 15 MB, so that there is time to stop it, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("large")
+    many = [sharegpt(number, pairs=20, length=600) for number in range(600)]
+    (folder / "raw.json").write_text(json.dumps(many))
+    command = [sys.executable, "-m", "recipe.corpus", "--source", str(folder / "raw.json"), "--tokenizer", str(base)]
+    one = [*command, "--output", str(folder / "one"), "--set", "corpus.processes=1"]
+    subprocess.run(one, cwd=ROOT, capture_output=True, check=True)
+    return command, folder / "one"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, INTERRUPTED)])
-def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, sent, code: int) -> None:
+def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(large, tmp_path, sent, code: int) -> None:
     """Killed alone, or with Ctrl-C, which reaches all of a terminal's processes."""
-    raw = tmp_path / "raw.json"
-    many = [sharegpt(number, pairs=20, length=600) for number in range(2500)]  # 58 MB: there is time to stop it
-    raw.write_text(json.dumps(many))
-    command = [sys.executable, "-m", "recipe.corpus", "--source", raw, "--tokenizer", base, "--output"]
-    out, root = tmp_path / "out", Path(__file__).parents[2]
+    command, one = large
+    out = tmp_path / "out"
+    command = [*command, "--output", str(out)]
     process = subprocess.Popen(
-        [*command, out], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob(".out.shards/*/*.index"))) < 3 and time.monotonic() < deadline:
@@ -187,7 +199,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     assert len(finished) >= 3
     stamps = []
 
-    process = subprocess.Popen([*command, out], cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         found = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
         stamps += [found[path] == stamp for path, stamp in finished.items() if path in found]
@@ -196,10 +208,8 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(base, tmp_path, se
     assert stamps
     assert all(stamps)  # none was made again
     assert not (tmp_path / ".out.shards").exists()
-    one = subprocess.run([*command, tmp_path / "one", "--set", "corpus.processes=1"], cwd=root, capture_output=True)
-    assert one.returncode == 0, one.stderr
     for name in ("train.jsonl", "val.jsonl", "report.md", "report.html"):
-        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        assert (out / name).read_bytes() == (one / name).read_bytes()
 
 
 @pytest.mark.parametrize("layout", ["alpaca", "sharegpt", "messages"])
@@ -236,4 +246,4 @@ def test_the_tokenizer_is_that_of_training(tiny_base, assets, tmp_path, kind: st
 
 def test_help_is_instant_and_needs_no_torch() -> None:
     code = "import sys; from recipe import corpus; assert not {'torch', 'transformers'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 
 import pytest
 
@@ -104,6 +105,26 @@ def test_an_interrupted_download_resumes_at_its_byte(hub_server, tmp_path):
     hub_server.faults.clear()
     assert fetch(tmp_path)["model.safetensors"] == WEIGHTS
     assert hub_server.requests(path)[-1]["Range"] == "bytes=40000-"
+
+
+@pytest.mark.parametrize("cut", ["files", "notes", "both"])
+def test_what_a_power_cut_left_half_written_is_downloaded_again(hub_server, tmp_path, cut):
+    """The library trusts a file for which it has a note, and fails at half a note."""
+    begun = tmp_path / hub.BEGUN
+    notes = begun / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    for name in NEEDED:
+        content, note = FILES[name], f"{COMMIT}\n{'0' * 64}\n{time.time() + 60}\n"
+        (begun / name).write_bytes(content if cut == "notes" else content[: len(content) // 2])
+        (notes / f"{name}.metadata").write_text(note if cut == "files" else note[: len(note) // 2])
+    assert fetch(tmp_path) == {name: FILES[name] for name in NEEDED}
+
+
+def test_a_file_in_its_place_is_compared_and_not_downloaded_again(hub_server, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "tokenizer.model").write_bytes(FILES["tokenizer.model"][::-1])
+    assert fetch(tmp_path) == {name: FILES[name] for name in NEEDED}
+    assert not hub_server.requests(resolve("model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

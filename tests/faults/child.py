@@ -4,6 +4,7 @@ The calls are those of Python (audit events and fsync). What a library writes by
 """
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -37,7 +38,8 @@ class Outcome:
         if "Traceback" in self.messages or self.status == DEFECT:
             return f"a traceback: {self.messages[-1500:]}"
         last = self.messages.strip().splitlines()[-1:] or [""]
-        if self.status in (1, 2, 3) and not (last[0].startswith("error: ") and len(last[0]) < 1200):
+        sentence = last[0].removeprefix("rank 1: ")
+        if self.status in (1, 2, 3) and not (sentence.startswith("error: ") and len(sentence) < 1200):
             return f"exit code {self.status} without a sentence: {self.messages[-500:]}"
         if self.status not in (0, 1, 2, 3, 130) and self.status >= 0:
             return f"the exit code {self.status}"
@@ -96,21 +98,29 @@ class Watch:
             return
         if fault.kind == "torn":
             self.inside = True
-            self.tear()
+            torn_note(Path(self.folder)).write_text(json.dumps([self.started, self.synced]))
         if fault.kind in ("kill", "torn"):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault.kind == "signal":
             os.kill(os.getpid(), fault.signal)
 
-    def tear(self) -> None:
-        """Half of what was written since the last fsync is lost, as it may be in a power cut."""
-        for path in Path(self.folder).rglob("*"):
-            if path.is_symlink() or not path.is_file():
-                continue
-            stat = path.stat()
-            safe = self.synced.get(stat.st_ino, 0)
-            if stat.st_mtime >= self.started and stat.st_size > safe:
-                os.truncate(path, safe + (stat.st_size - safe) // 2)
+
+def torn_note(folder: Path) -> Path:
+    """Where a killed process leaves what was safe on the disk, for `tear`."""
+    return folder.with_name(f"{folder.name}.torn")
+
+
+def tear(folder: Path) -> None:
+    """Half of what was written since the last fsync is lost: a power cut, which has ended all threads before."""
+    started, synced = json.loads(torn_note(folder).read_text())
+    torn_note(folder).unlink()
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        stat = path.stat()
+        safe = synced.get(str(stat.st_ino), 0)
+        if stat.st_mtime >= started and stat.st_size > safe:
+            os.truncate(path, safe + (stat.st_size - safe) // 2)
 
 
 def target(handle: int) -> str:
@@ -136,6 +146,8 @@ def run(main: Callable[[], int], folder: Path, fault: Fault | None = None, setup
             os.waitpid(process, 0)
             return Outcome(HUNG, log.read_text(errors="replace"), 0)
         time.sleep(0.005)
+    if torn_note(folder).is_file():
+        tear(folder)
     calls = int(count.read_text() or 0) if count.is_file() else 0
     return Outcome(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"), calls)
 

@@ -1,13 +1,11 @@
 """The stages that the faults happen to, and how many: `nox -s faults -- --kills 1000` is the long form."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults import world
-
-RESULTS = Path(__file__).parent / "results"
+from tests.faults import surroundings, world
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,12 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def stages(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> world.World:
+def stages(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[world.World]:
     world.preload()
-    return world.build(tmp_path_factory.mktemp("faults"), tiny_source)
-
-
-def write_results(name: str, found: dict[str, object]) -> None:
-    """Of a long form, for the README."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with surroundings.start_servers() as addresses:
+        yield world.build(tmp_path_factory.mktemp("faults"), tiny_source, addresses)

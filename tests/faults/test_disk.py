@@ -7,12 +7,12 @@ import pytest
 
 from tests.faults.child import Fault
 from tests.faults.test_kills import places
-from tests.faults.world import STAGES
+from tests.faults.world import SLOW, STAGES
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_sentence_and_the_next_run_ends_the_same(stages, stage):
-    for at in places(stages.calls[stage] * 2 // 3, 3 if stage != "fetch" else 1):
+    for at in places(stages.calls[stage] * 2 // 3, 1 if stage in SLOW else 3):
         place = stages.trial(stage)
         full = stages.run(stage, place, Fault("full", at))
         assert full.problem() == "", f"full at call {at}"
@@ -40,7 +40,7 @@ def limit_memory() -> None:
 
 
 @pytest.mark.parametrize("limit", [limit_file_size, limit_files, limit_memory])
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "fetch"])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in SLOW])
 def test_a_limit_is_one_sentence_and_the_next_run_ends_the_same(stages, stage, limit):
     place = stages.trial(stage)
     limited = stages.run(stage, place, more=limit)

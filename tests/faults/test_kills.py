@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from tests.faults.child import Fault
-from tests.faults.conftest import write_results
-from tests.faults.world import STAGES, World
+from tests.faults.longform import RESULTS, carry_on
+from tests.faults.world import SLOW, STAGES, World
 
 SHORT = 4  # kills of each stage
 
@@ -32,7 +32,7 @@ def places(calls: int, count: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["kill", "torn"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_ends_the_same(stages, stage, kind):
-    half = SHORT // 2 if stage != "fetch" else 1  # pip takes seconds
+    half = 1 if stage in SLOW else SHORT // 2
     for at in places(stages.calls[stage] - (kind == "torn"), half):
         assert kill(stages, stage, Fault(kind, at)) == "", f"killed at call {at} of {stages.calls[stage]}"
 
@@ -43,21 +43,13 @@ def test_many_kills(stages, request):
     if not wanted:
         pytest.skip("the long form: pytest tests/faults --kills 1000")
     trials = [
-        (stage, Fault(kind, at))
-        for kind in ("kill", "torn")
-        for stage in STAGES
-        for at in range(1, stages.calls[stage] + 1)
+        (stage, kind, at) for kind in ("kill", "torn") for stage in STAGES for at in range(1, stages.calls[stage] + 1)
     ]
     random.Random(0).shuffle(trials)
-    trials = trials[:wanted]
-    survived: dict[str, int] = {}
-    failed: dict[str, str] = {}
-    for number, (stage, fault) in enumerate(trials):
-        if problem := kill(stages, stage, fault):
-            failed[f"{stage}, {fault.kind} at {fault.at}"] = problem
-        else:
-            survived[stage] = survived.get(stage, 0) + 1
-        if number % 20 == 0 or number == len(trials) - 1:
-            total = sum(survived.values())
-            write_results("kills", {"kills": total + len(failed), "same": total, "stages": survived, "failed": failed})
-    assert not failed
+
+    def attempt(trial: tuple[str, str, int]) -> tuple[str, str]:
+        stage, kind, at = trial
+        return stage, kill(stages, stage, Fault(kind, at))
+
+    found = carry_on(RESULTS / "kills.json", trials[:wanted], trials, attempt)
+    assert not found["problems"]

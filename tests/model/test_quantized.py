@@ -125,6 +125,14 @@ def test_a_damaged_copy_is_said_and_made_again(base, capsys):
     assert quantized.find(base, "int8")
 
 
+def test_the_lock_of_a_killed_process_beside_the_copy_is_removed(base):
+    load_cached(base, "int8", CPU)
+    folder = quantized_folder(base, "int8")
+    lock = folder.with_name(f".{folder.name}.lock")
+    lock.touch()
+    assert quantized.find(base, "int8") and not lock.exists()
+
+
 def test_a_copy_of_other_weights_is_not_used(base, capsys):
     load_cached(base, "int8", CPU)
     manifest = read_manifest(base)

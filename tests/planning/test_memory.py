@@ -164,7 +164,7 @@ def test_a_full_pack_with_a_shared_beginning_takes_no_more_than_one_long_convers
 @pytest.mark.slow
 def test_a_real_layer_of_7b():
     """In fp32: a CPU's bfloat16 matmul of this size takes minutes."""
-    wanted = step(256, QV)
+    wanted = step(128, QV)
     kept, peak = measured(LLAMA_7B, wanted)
     assert memory.layer_kept(LLAMA_7B, wanted) == pytest.approx(kept, rel=0.05)
     assert memory.layer_kept(LLAMA_7B, wanted) + memory.layer_work(LLAMA_7B, wanted) == pytest.approx(peak, rel=0.10)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe import evaluate, provenance, report
+from recipe import provenance, report
 from recipe.core.cli import entry
 from recipe.core.manifest import read_manifest, save_manifest
 from recipe.core.run import Run
@@ -18,11 +18,10 @@ from recipe.proof.evidence import DOCKER, read_packages
 
 
 @pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory) -> Path:
+def run(evaluated_once, tmp_path_factory) -> Path:
     """A finished run with evaluation and report."""
     folder = tmp_path_factory.mktemp("bundled") / "tiny" / "0123456789ab"
-    shutil.copytree(Run.latest(trained_once).resolve(), folder)
-    evaluate.run(trained_once, Run(folder))
+    shutil.copytree(Run.latest(evaluated_once).resolve(), folder)
     report.main(["--run", str(folder)])
     (folder / "failed_batch.json").write_text('["a private conversation"]')
     Run(folder).record("failed_batch.json")

@@ -107,9 +107,8 @@ def test_an_unfinished_run_shows_what_there_is(trained_run):
     assert "Training now" in (run.folder / "report.html").read_text()
 
 
-def test_two_runs_are_compared_in_words(trained_run, capsys):
-    config, run = trained_run
-    evaluate.run(config, run)
+def test_two_runs_are_compared_in_words(evaluated_run, capsys):
+    config, run = evaluated_run
     other = Run(run.folder.with_name("other"))
     changed = dataclasses.replace(config, lora=dataclasses.replace(config.lora, alpha=99))
     other.folder.mkdir()
@@ -128,9 +127,8 @@ def test_two_runs_are_compared_in_words(trained_run, capsys):
         assert words in " ".join(capsys.readouterr().out.split())
 
 
-def test_hostile_answers_stay_text(trained_run, tmp_path):
-    config, run = trained_run
-    evaluate.run(config, run)
+def test_hostile_answers_stay_text(evaluated_run, tmp_path):
+    _, run = evaluated_run
     result = json.loads(run.eval_json.read_text())
     result["answers"] = [{"question": "<script>x</script>|", "base": "</div><img onerror=x>\x1b[2J", "tuned": "\u202e"}]
     run.eval_json.write_text(json.dumps(result))
@@ -143,9 +141,9 @@ def test_hostile_answers_stay_text(trained_run, tmp_path):
     assert "<img" not in (run.folder / "report.html").read_text()
 
 
-def test_all_runs_are_one_table(trained_run, capsys):
-    config, run = trained_run
-    evaluation = evaluate.run(config, run)
+def test_all_runs_are_one_table(evaluated_run, capsys):
+    config, run = evaluated_run
+    evaluation = json.loads(run.eval_json.read_text())
     other = Run(run.folder.with_name("zz-other"))
     other.folder.mkdir()
     other.begin(dataclasses.replace(config, lora=dataclasses.replace(config.lora, alpha=99)))
@@ -169,9 +167,8 @@ def test_all_runs_are_one_table(trained_run, capsys):
     assert "holds no runs" in capsys.readouterr().err
 
 
-def test_a_run_that_forgot_or_learned_nothing_is_marked(trained_run, capsys):
-    config, run = trained_run
-    evaluate.run(config, run)
+def test_a_run_that_forgot_or_learned_nothing_is_marked(evaluated_run, capsys):
+    _, run = evaluated_run
     result = json.loads(run.eval_json.read_text())
     result["forgetting"] |= {"difference": [0.5, 0.4, 0.6], "worse": True}
     result["intervals"]["loss"]["difference"] = [-0.1, -0.3, 0.1]

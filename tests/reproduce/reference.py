@@ -106,7 +106,7 @@ def compare(band: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         if run[key] != band[key]:
             text = f"not comparable: the {what} of this run are not those of the band; measure it anew with --seeds"
             return {"inside": False, "comparable": False, "p": None, "loss": run["loss"], "text": text}
-    p = p_value(band["losses"], run["loss"])
+    p = float(p_value(band["losses"], run["loss"]))
     word = "inside" if p >= LEVEL else "outside"
     text = f"{word}: validation loss {run['loss']:.4f}, p = {p:.3f}; {describe(band)}"
     return {"inside": p >= LEVEL, "comparable": True, "p": p, "loss": run["loss"], "text": text}
@@ -117,14 +117,15 @@ def describe(band: Mapping[str, Any]) -> str:
     return f"band {low:.4f} to {high:.4f} from {len(band['losses'])} seeds on {band['machine']}"
 
 
-def p_value(losses: Sequence[float], loss: float) -> float:
+def p_value(losses: Any, loss: Any) -> Any:
     """Two-sided p-value of one more draw from the normal distribution that `losses` were drawn from.
 
-    Student's t test of two samples, the second of one: its interval is the prediction interval (`interval`).
+    losses: draws, or an array with a column of draws for each element of `loss`. Student's t test of two samples, the
+    second of one: its interval is the prediction interval (`interval`).
     """
     from scipy.stats import ttest_ind
 
-    return float(ttest_ind(losses, [loss]).pvalue)
+    return ttest_ind(losses, [loss]).pvalue
 
 
 def interval(losses: Sequence[float], level: float = LEVEL) -> tuple[float, float]:

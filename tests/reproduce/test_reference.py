@@ -52,7 +52,7 @@ def test_a_run_of_something_else_is_not_compared(part):
 def test_one_honest_run_of_twenty_is_outside():
     rng = np.random.default_rng(0)
     draws = rng.normal(2.0, 0.01, (4000, 6))
-    outside = [reference.p_value(list(row[:5]), row[5]) < reference.LEVEL for row in draws]
+    outside = reference.p_value(draws[:, :5].T, draws[:, 5]) < reference.LEVEL
     assert np.mean(outside) == pytest.approx(reference.LEVEL, abs=0.01)
 
 

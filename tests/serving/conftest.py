@@ -40,7 +40,7 @@ def with_client(engine):
 
     from recipe.serving.server import Server
 
-    def run(check, key="", host="127.0.0.1", worker=None):
+    def run(check, key="", host="127.0.0.1", worker=None, engine=engine):
         async def session():
             server = Server(engine, Access(host, key), worker)
             started = TestServer(server.app(), handler_cancellation=True)

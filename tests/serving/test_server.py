@@ -4,21 +4,17 @@ import asyncio
 import contextlib
 import json
 import resource
-import sys
 import threading
 import zlib
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from programs import start_server
 
 from recipe.conversations.messages import Message
 from recipe.core.errors import UsageError
 from recipe.serving import server as server_module
 from recipe.serving.access import Access
 from recipe.serving.engine import Engine, Request, Sampling
+from recipe.serving.open import open_folder
 from recipe.serving.worker import Worker
 
 CHAT = {"model": "tuned", "messages": [{"role": "user", "content": "Which colour is the sky?"}], "max_tokens": 12}
@@ -383,11 +379,12 @@ def test_nothing_that_is_said_is_logged(with_client, capfd, caplog):
     assert "swordfish" not in out + err + caplog.text
 
 
-def test_the_openai_client_understands_everything(tiny_base):
+def test_the_openai_client_understands_everything(tiny_base, with_client):
+    """The server of a folder of weights."""
     openai = pytest.importorskip("openai", reason="the openai client is not installed: it was not tried")
-    with start_server() as start:
-        _, address = start("--model", tiny_base, "--precision", "fp32")
-        client = openai.OpenAI(base_url=address + "v1", api_key="none", max_retries=0)
+
+    def talk(address):
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["model"]
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
         options = {"model": "model", "max_completion_tokens": 12, "temperature": 0.0}
@@ -406,3 +403,8 @@ def test_the_openai_client_understands_everything(tiny_base):
             client.chat.completions.create(messages=messages, logit_bias={}, **options)
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-4", messages=messages)
+
+    async def check(client, server):
+        await asyncio.to_thread(talk, f"http://{client.host}:{client.port}/v1")
+
+    with_client(check, engine=open_folder(tiny_base, "fp32"))

@@ -2,10 +2,9 @@
 
 import os
 
-from ranks import die_in
-
 from recipe.train import main
 from recipe.training.launch import exit_with
+from tests.forks import die_in
 
 if __name__ == "__main__":
     if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -23,33 +22,11 @@ from recipe.core.manifest import read_manifest, write_manifest
 from recipe.core.run import Run
 from recipe.model.adapter import ADAPTER_FILE
 from tests.conftest import tiny_config
-from tests.training.ranks import free_port
+from tests.forks import free_port
 
 ROOT = Path(__file__).parents[2]
 STEPS = 5
 PLACES = ("weights", "data")  # of base and corpus in a working folder
-
-
-@pytest.fixture(scope="module")
-def start():
-    """Runs recipe.train in several processes; returns their exit codes, the seconds they took to end, and messages."""
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
-
-        def run(folder: Path, arguments: list[list[str]], **options):
-            folder.mkdir(parents=True, exist_ok=True)
-            print(
-                json.dumps({"folder": str(folder), "arguments": arguments, **options}), file=process.stdin, flush=True
-            )
-            assert select.select([process.stdout], [], [], 240)[0], "the processes do not end"
-            result = json.loads(process.stdout.readline())
-            messages = [(folder / f"{rank}.txt").read_text() for rank in range(len(arguments))]
-            return result["codes"], result["seconds"], messages
-
-        yield run
-        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +52,12 @@ def opened(folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def runs(config, start, tmp_path_factory) -> dict[int, Run]:
+def runs(config, forks, tmp_path_factory) -> dict[int, Run]:
     """The run as trained by 1, 2 and 4 processes."""
     out = {}
     for size in (1, 2, 4):
         folder = tmp_path_factory.mktemp(f"by{size}")
-        codes, _, messages = start(folder, [write(config, folder)] * size)
+        codes, _, messages = forks.run(folder, [write(config, folder)] * size)
         assert codes == [0] * size, messages
         out[size] = opened(folder)
         if size > 1:
@@ -113,9 +90,9 @@ def test_any_number_of_processes_is_the_same_run(runs, size):
     assert verify_all(many.folder) == []
 
 
-def test_a_finished_run_is_found_by_all_processes(config, runs, start, tmp_path):
+def test_a_finished_run_is_found_by_all_processes(config, runs, forks, tmp_path):
     shutil.copytree(runs[2].folder.parents[1], tmp_path / "runs", symlinks=True)
-    codes, _, messages = start(tmp_path, [write(config, tmp_path)] * 2)
+    codes, _, messages = forks.run(tmp_path, [write(config, tmp_path)] * 2)
     assert codes == [0, 0] and "is already trained (manifest verified)" in messages[0] and not messages[1]
 
 
@@ -129,37 +106,37 @@ def restart_from(run: Run, folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def test_a_resume_by_as_many_processes_is_bit_identical(config, runs, start, tmp_path):
+def test_a_resume_by_as_many_processes_is_bit_identical(config, runs, forks, tmp_path):
     restart_from(runs[2], tmp_path, 2)
-    codes, _, messages = start(tmp_path, [write(config, tmp_path)] * 2)
+    codes, _, messages = forks.run(tmp_path, [write(config, tmp_path)] * 2)
     assert codes == [0, 0], messages
     assert "checkpoint-2" in messages[0] and "not bit-identical" not in messages[0]
     assert sha256(opened(tmp_path).adapter / ADAPTER_FILE) == sha256(runs[2].adapter / ADAPTER_FILE)
     assert curve(opened(tmp_path)) == curve(runs[2])
 
 
-def test_a_resume_by_another_number_is_allowed_and_reported(config, runs, start, tmp_path):
+def test_a_resume_by_another_number_is_allowed_and_reported(config, runs, forks, tmp_path):
     restart_from(runs[2], tmp_path, 2)
-    codes, _, messages = start(tmp_path, [write(config, tmp_path)] * 4)
+    codes, _, messages = forks.run(tmp_path, [write(config, tmp_path)] * 4)
     assert codes == [0] * 4, messages
     assert "checkpoint-2 was written by 2 processes and 4 resume from it" in messages[0]
     assert curve(opened(tmp_path)) == [pytest.approx(row, rel=1e-6) for row in curve(runs[1])]
 
 
-def test_a_killed_process_stops_all_with_a_sentence(config, start, runs, tmp_path):
-    codes, seconds, messages = start(tmp_path, [write(config, tmp_path, save_steps=1)] * 2, kill=[1, 4])
+def test_a_killed_process_stops_all_with_a_sentence(config, forks, runs, tmp_path):
+    codes, seconds, messages = forks.run(tmp_path, [write(config, tmp_path, save_steps=1)] * 2, kill=[1, 4])
     assert codes == [1, -signal.SIGKILL] and seconds < 60
     (sentence,) = [line for line in messages[0].splitlines() if line.startswith("error: ")]
     assert "the connection to another process of this run is lost" in sentence and "resume" in sentence
     assert "Traceback" not in messages[0]
-    codes, _, messages = start(tmp_path, [write(config, tmp_path, save_steps=1)] * 2)
+    codes, _, messages = forks.run(tmp_path, [write(config, tmp_path, save_steps=1)] * 2)
     assert codes == [0, 0] and "checkpoint-3" in messages[0]
     assert sha256(opened(tmp_path).adapter / ADAPTER_FILE) == sha256(runs[2].adapter / ADAPTER_FILE)
 
 
-def test_processes_that_differ_refuse_and_name_what_differs(config, start, tmp_path):
+def test_processes_that_differ_refuse_and_name_what_differs(config, forks, tmp_path):
     arguments = [write(config, tmp_path), [*write(config, tmp_path), "--set", "train.learning_rate=0.5"]]
-    codes, _, messages = start(tmp_path, arguments)
+    codes, _, messages = forks.run(tmp_path, arguments)
     assert codes == [1, 1]
     for message in messages:
         assert "error: rank 1 of 2 differs from rank 0 in config, expected the same in all processes" in message
@@ -176,54 +153,55 @@ def machines(config, tiny_source, tmp_path_factory) -> list[Path]:
     return folders
 
 
-def check_refused(config, start, folders: list[Path], tmp_path: Path, what: str, **options) -> None:
+def check_refused(config, forks, folders: list[Path], tmp_path: Path, what: str, **options) -> None:
     base, corpus = (
         dataclasses.replace(part, path=path) for part, path in zip((config.base, config.corpus), PLACES, strict=True)
     )
     arguments = write(dataclasses.replace(config, base=base, corpus=corpus), tmp_path)
-    codes, seconds, messages = start(tmp_path, [arguments] * 2, folders=list(map(str, folders)), **options)
+    codes, seconds, messages = forks.run(tmp_path, [arguments] * 2, folders=list(map(str, folders)), **options)
     assert codes == [1, 1] and seconds < 60
     for message in messages:
         assert f"error: rank 1 of 2 differs from rank 0 in {what}, expected the same in all processes" in message
     assert not (tmp_path / "runs").exists()
 
 
-def test_processes_with_other_weights_refuse(config, start, machines, tiny_source, tmp_path):
+def test_processes_with_other_weights_refuse(config, forks, machines, tiny_source, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(machines[1], other)
     convert.run(Config(base=Base(source=str(tiny_source), path=str(other / "weights"), dtype="fp32")))
-    check_refused(config, start, [machines[0], other], tmp_path, "the hash of base")
+    check_refused(config, forks, [machines[0], other], tmp_path, "the hash of base")
 
 
-def test_processes_with_other_data_refuse(config, start, machines, tmp_path):
+def test_processes_with_other_data_refuse(config, forks, machines, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(machines[1], other)
     rows = (other / "data" / "train.jsonl").read_text().splitlines(keepends=True)
     (other / "data" / "train.jsonl").write_text("".join(rows[1:]))
     manifest = read_manifest(other / "data")
     write_manifest(other / "data", "corpus", manifest["config"], manifest["inputs"], manifest["results"])
-    check_refused(config, start, [machines[0], other], tmp_path, "the hash of corpus")
+    check_refused(config, forks, [machines[0], other], tmp_path, "the hash of corpus")
 
 
-def test_processes_with_other_code_refuse(config, start, machines, tmp_path):
+def test_processes_with_other_code_refuse(config, forks, machines, tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "recipe", checkout / "recipe")
     (checkout / "docker").mkdir()
     shutil.copy(ROOT / "docker" / "requirements.lock", checkout / "docker")
     with open(checkout / "recipe" / "train.py", "a") as file:
         file.write("# another commit\n")
-    check_refused(config, start, machines, tmp_path, "code", checkouts=[str(ROOT), str(checkout)])
+    check_refused(config, forks, machines, tmp_path, "code", checkouts=[str(ROOT), str(checkout)])
 
 
-def test_a_time_limit_of_one_process_stops_all_with_a_checkpoint(config, start, tmp_path):
-    arguments = write(config, tmp_path, epochs=900.0, save_steps=10**6, max_minutes=0.05)
-    codes, _, messages = start(tmp_path, [arguments] * 2)
+def test_a_time_limit_of_one_process_stops_all_with_a_checkpoint(config, forks, tmp_path):
+    arguments = write(config, tmp_path, epochs=900.0, save_steps=10**6, max_minutes=0.02)
+    codes, _, messages = forks.run(tmp_path, [arguments] * 2)
     assert codes == [INTERRUPTED] * 2, messages
     assert "train.max_minutes: " in messages[0] and "error" not in messages[1]
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += ["--monitor_interval=0.1"]  # seconds; it looks every 5 whether the processes have ended
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

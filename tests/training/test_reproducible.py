@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from recipe import train
 from recipe.core import config as configs
 from recipe.core.config import Config
 from recipe.core.files import sha256
@@ -22,9 +24,9 @@ STRANGER = 54321  # a user and group without an account or a home, as `--user` o
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 SURROUNDINGS = [
     {"PYTHONHASHSEED": "1", "LC_ALL": "C"},
-    {"PYTHONHASHSEED": "2", "LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo", "HOME": "/nonexistent"},
-    {"PYTHONHASHSEED": "3", "LANG": "de_DE.UTF-8", "USER": "somebody", "COLUMNS": "40"},
-]
+    {"PYTHONHASHSEED": "2", "LANG": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "HOME": "/nonexistent", "USER": "somebody",
+     "COLUMNS": "40"},
+]  # fmt: skip
 
 
 def fingerprints(run: Run) -> dict[str, str]:
@@ -48,13 +50,22 @@ def train_in(
 
 
 @pytest.mark.slow
-def test_surroundings_change_no_byte(tiny_run, tmp_path):
+def test_surroundings_change_no_byte(tiny_run, tmp_path, monkeypatch, one_thread):
+    """Those of two other processes, and those of this one with a hash seed that no two test runs share."""
     config = dataclasses.replace(tiny_run, lora=dataclasses.replace(tiny_run.lora, target_modules=MODULES))
-    found = []
-    for number, surroundings in enumerate(SURROUNDINGS):
-        folder = tmp_path / f"folder {number}"
+    folders = [tmp_path / f"folder {number}" for number in range(3)]
+    for folder in folders:
         folder.mkdir()
-        found.append(fingerprints(train_in(folder, config, surroundings, umask=0o27 * number)))
+    children = zip(folders, SURROUNDINGS, (0, 0o27), strict=False)
+    runs = [train_in(folder, config, surroundings, umask=umask) for folder, surroundings, umask in children]
+    monkeypatch.chdir(folders[-1])
+    config = dataclasses.replace(config, runs="runs")
+    before = os.umask(0o56)
+    try:
+        train.run(config)
+    finally:
+        os.umask(before)
+    found = [fingerprints(run) for run in (*runs, Run(Run.latest(config).resolve()))]
     assert len(found[0]) > 10
     assert found[0] == found[1] == found[2]
 
@@ -73,8 +84,6 @@ def become_stranger() -> list[str]:
 
 @pytest.mark.slow
 def test_another_user_with_another_locale_leaves_the_same_bytes(trained_once, tmp_path):
-    import torch
-
     prefix = become_stranger()
     folder = tmp_path / "stranger"
     folder.mkdir()
@@ -87,10 +96,6 @@ def test_another_user_with_another_locale_leaves_the_same_bytes(trained_once, tm
 
 def test_torch_has_a_deterministic_implementation_of_every_operation_on_a_cpu(tiny_run, monkeypatch):
     """The manifest names those that have none: torch itself raises an error for each of them."""
-    import torch
-
-    from recipe import train
-
     torch.use_deterministic_algorithms(True)
     try:
         results = train.run(tiny_run)["results"]

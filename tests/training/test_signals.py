@@ -12,7 +12,7 @@ import pytest
 
 from recipe import train
 from recipe.core import config as configs
-from recipe.core.cli import INTERRUPTED
+from recipe.core.cli import INTERRUPTED, entry
 from recipe.core.errors import RecipeError
 from recipe.core.files import lock_file, sha256
 from recipe.core.run import Run
@@ -20,21 +20,19 @@ from recipe.training.resume import list_checkpoints
 from recipe.training.signals import StopRequest
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(config, tmp_path: Path, **options) -> subprocess.Popen:
-    """`recipe.train` in a process of its own, once it has logged three steps."""
+def start(forks, config, tmp_path: Path) -> int:
+    """The id of a process of its own that trains `config`, once it has logged three steps."""
     file = tmp_path / "run.toml"
     file.write_text(configs.dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "recipe.train", "--config", str(file)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, env=ENVIRONMENT, **options)
+    (pid,) = forks.start(tmp_path, [["--config", str(file)]])
     metrics = Run.latest(config) / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and not forks.ended()
         time.sleep(0.02)
-    return process
+    return pid
 
 
 @pytest.fixture
@@ -44,38 +42,37 @@ def long_run(tiny_run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=["SIGHUP", "SIGTERM"])
-def test_a_signal_saves_and_stops(long_run, tmp_path, number):
-    process = start(long_run, tmp_path, stderr=subprocess.PIPE)
-    process.send_signal(number)
+def test_a_signal_saves_and_stops(forks, long_run, tmp_path, number):
+    pid = start(forks, long_run, tmp_path)
+    os.kill(pid, number)
     if number == signal.SIGHUP:
-        process.send_signal(number)  # a terminal that closes may send it twice
-    _, message = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED and f"{number.name}: saved after step" in message
+        os.kill(pid, number)  # a terminal that closes may send it twice
+    codes, _, (message,) = forks.wait()
+    assert codes == [INTERRUPTED] and f"{number.name}: saved after step" in message
     assert "Traceback" not in message
     assert len(list_checkpoints(Run.latest(long_run) / "checkpoints")) == 1
 
 
-def test_ctrl_c_saves_although_the_reader_of_the_messages_is_gone(long_run, tmp_path):
+def test_ctrl_c_saves_although_the_reader_of_the_messages_is_gone(forks, long_run, tmp_path):
     """As in `make train 2>&1 | tee log`: Ctrl-C ends tee too."""
-    read, write = os.pipe()
-    process = start(long_run, tmp_path, stdout=write, stderr=write)
-    os.close(write)
-    os.close(read)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=120)
+    os.mkfifo(tmp_path / "0.txt")
+    reader = os.open(tmp_path / "0.txt", os.O_RDONLY | os.O_NONBLOCK)
+    pid = start(forks, long_run, tmp_path)
+    assert b"load " in os.read(reader, 1 << 16)
+    os.close(reader)
+    os.kill(pid, signal.SIGINT)
+    forks.wait()
     assert len(list_checkpoints(Run.latest(long_run) / "checkpoints")) == 1
     assert not (Run.latest(long_run) / "manifest.json").exists()
 
 
-def test_a_second_process_on_a_run_is_refused(long_run, tmp_path):
-    first = start(long_run, tmp_path, stderr=subprocess.PIPE)
-    command = [sys.executable, "-m", "recipe.train", "--config", str(tmp_path / "run.toml")]
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
-    assert second.returncode == 1
-    (sentence,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
+def test_a_second_process_on_a_run_is_refused(forks, long_run, tmp_path, capsys):
+    pid = start(forks, long_run, tmp_path)
+    assert entry(lambda: train.main(["--config", str(tmp_path / "run.toml")])) == 1
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "another process trains in" in sentence and "wait for it to end, or stop it" in sentence
-    first.kill()  # the lock ends with its owner, even with one that is killed
-    first.communicate(timeout=60)
+    os.kill(pid, signal.SIGKILL)  # the lock ends with its owner, even with one that is killed
+    assert forks.wait()[0] == [-signal.SIGKILL]
     with lock_file(Run.latest(long_run) / ".lock", "still locked"):
         pass
 
@@ -101,10 +98,8 @@ def test_a_swallowed_ctrl_c_while_modules_load_stops_the_run(tiny_run, monkeypat
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, trained_once, monkeypatch, capsys):
     """The clock is replaced: the limit passes during the third step, so the second is saved."""
-    whole = dataclasses.replace(tiny_run, runs=str(tmp_path / "whole"))
-    train.run(whole)
     limited = dataclasses.replace(tiny_run, train=dataclasses.replace(tiny_run.train, max_minutes=5.0, save_steps=100))
     metrics = Run.latest(limited) / "metrics.jsonl"
     with monkeypatch.context() as patch:
@@ -115,7 +110,7 @@ def test_a_time_limit_saves_and_the_next_run_finishes(tiny_run, tmp_path, monkey
             train.run(limited)
     assert "train.max_minutes: saved after step 2 of " in capsys.readouterr().err
     train.run(dataclasses.replace(limited, train=dataclasses.replace(limited.train, max_minutes=0.0)))
-    one, two = (sha256(Run.latest(each) / "adapter" / "adapter_model.safetensors") for each in (limited, whole))
+    one, two = (sha256(Run.latest(each) / "adapter" / "adapter_model.safetensors") for each in (limited, trained_once))
     assert one == two
 
 
