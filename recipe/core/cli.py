@@ -24,6 +24,7 @@ _PLANNED = (
     "name",
     "base.path",
     "base.precision",
+    "base.split",
     "corpus.path",
     "corpus.max_length",
     "lora",
@@ -32,7 +33,7 @@ _PLANNED = (
     "train.matmul_accumulation",
     "train.recompute",
 )
-_RUN = ("name", "runs", "base.path", "base.precision", "corpus.template")
+_RUN = ("name", "runs", "base.path", "base.precision", "base.split", "corpus.template")
 FIELDS: dict[str, tuple[str, ...]] = {
     "fetch": ("base.source", "corpus.source"),
     "convert": ("base.source", "base.path", "base.dtype"),
@@ -40,7 +41,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "doctor": (*_PLANNED, "runs", "base.dtype", "train.keep_checkpoints"),
     "plan": (*_PLANNED, "train.epochs", "train.gradient_accumulation_steps"),
     "rehearse": (*_PLANNED, "runs", "train.epochs", "train.seed"),
-    "train": ("name", "runs", "base.path", "base.precision", "corpus.path", "corpus.template", "lora", "train"),
+    "train": (*_RUN, "corpus.path", "lora", "train"),
     "evaluate": (*_RUN, "corpus.path", "corpus.identity_name", "train.micro_batch_tokens", "evaluate"),
     "merge": (*_RUN, "corpus.path"),
     "chat": _RUN,
