@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_meta(folder: Path, out: Path) -> None:
-    """`folder` -> `out`/consolidated.00.pth, params.json and, where there is one, tokenizer.model.
+    """`folder` -> `out`/consolidated.00.pth, params.json and the tokenizer: tokenizer.model, or tokenizer.json.
 
     The weights keep their dtype. A tied output layer is written out, because Meta's code has no ties.
     Raises RecipeError on what Meta's params.json cannot say.
@@ -30,8 +30,10 @@ def to_meta(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pth_out.write(out / "consolidated.00.pth", tensors)
     (out / "params.json").write_text(json.dumps(meta_params(config)) + "\n", encoding="utf-8")
-    if (folder / "tokenizer.model").is_file():
-        shutil.copyfile(folder / "tokenizer.model", out / "tokenizer.model")
+    is_sentencepiece = (folder / "tokenizer.model").is_file()
+    for name in ("tokenizer.model",) if is_sentencepiece else ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
 
 
 def meta_params(config: "LlamaConfig") -> dict[str, Any]:

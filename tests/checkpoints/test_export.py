@@ -63,6 +63,15 @@ def test_meta_round_trip_is_exact(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "meta" / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
 
 
+def test_meta_export_of_a_model_without_sentencepiece_can_be_read_again(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.model").unlink()
+    export.to_meta(folder, tmp_path / "meta")
+    back = meta_reader.open_source(tmp_path / "meta")
+    tokenizer = back.tokenizer(back.config["vocab_size"])
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("hidden", "width"), [(4096, 11008), (5120, 13824), (8192, 28672), (64, 172), (32, 89), (576, 1536)]
 )
