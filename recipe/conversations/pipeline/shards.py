@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from recipe.conversations.cleaning.accounting import Account, Change, Drop, account
 from recipe.conversations.cleaning.filters import Filters
@@ -173,16 +173,14 @@ class _Worker:
 
     def _prepare(self, shard: Shard) -> ShardIndex:
         preparation = Preparation(self.counter, self.filters, shard.source.settings)
-        rows, signatures = [], []
-        digest = hashlib.sha256()
-        with open(path_of(self.folder, shard.number, "samples"), "wb") as file:
-            for prepared in filter(None, map(preparation.take, _conversations(shard))):
-                lines = list(_lines(prepared))
-                rows.append(_row(prepared, [file.write(line) for line in lines]))
-                digest.update(b"".join(lines))
-                signatures.append(prepared.signature)
-            _sync(file)
-        hashes: dict[Kind, str] = {"samples": digest.hexdigest()}
+        rows, samples, signatures = [], list[bytes](), []
+        for prepared in filter(None, map(preparation.take, _conversations(shard))):
+            lines = list(_lines(prepared))
+            rows.append(_row(prepared, list(map(len, lines))))
+            samples += lines
+            signatures.append(prepared.signature)
+        hashes: dict[Kind, str] = {}
+        hashes["samples"] = _write(path_of(self.folder, shard.number, "samples"), b"".join(samples))
         changes = "".join(map(_changed_line, itertools.repeat(shard.source.name), preparation.changed))
         hashes["changes"] = _write(path_of(self.folder, shard.number, "changes"), changes.encode())
         if self.near:
@@ -257,15 +255,10 @@ def path_of(folder: Path, number: int, kind: Kind) -> Path:
 
 
 def _write(path: Path, data: bytes) -> str:
-    with open(path, "wb") as file:
-        file.write(data)
-        _sync(file)
+    """Write a file and return its sha256. No fsync, for which a worker would wait as long as it computes: a file that a
+    power cut damages is found by its hash, and its shard is prepared again."""
+    path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _write_index(folder: Path, number: int, index: ShardIndex) -> None:
