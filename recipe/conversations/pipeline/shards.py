@@ -25,7 +25,6 @@ from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
 from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.readers.json_stream import Record, Rejected
-from recipe.conversations.tokens import Encoders
 from recipe.core.config import Corpus
 from recipe.core.errors import RecipeError
 from recipe.core.files import sha256
@@ -43,7 +42,7 @@ class KilledError(RecipeError):
 class ShardConfig:
     """Settings shared by all workers."""
 
-    encoders: Encoders
+    counter: TokenCounter
     corpus: Corpus
     prompts: tuple[str, ...] = ()  # evaluation prompts; conversations that contain one are dropped
 
@@ -160,7 +159,7 @@ def _in_order(
 class _Worker:
     def __init__(self, config: ShardConfig, folder: Path) -> None:
         self.folder = folder
-        self.counter = TokenCounter(config.encoders)  # the words it has cached serve the next shards too
+        self.counter = config.counter  # the words it has cached serve the next shards too
         self.filters = Filters(config.corpus, config.prompts)
         self.near = config.corpus.duplicates == "near"
 
