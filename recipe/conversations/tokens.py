@@ -36,6 +36,12 @@ class Encoders:
     special: Mapping[str, int]  # the id of every special token by its text
     prefix_after_special: bool = True  # whether a special token starts a new segment
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: a tokenizer forgets there that it looks for no special tokens in a text."""
+        self.__dict__.update(state)
+        for backend in (self.leading, self.inner):
+            backend.encode_special_tokens = True
+
     def ids(self, text: str, leading: bool) -> list[int]:
         """The ids of a text without special tokens."""
         if not text:

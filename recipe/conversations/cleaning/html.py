@@ -55,10 +55,8 @@ _REMNANTS = (
     (re.compile(r"^[ \t]*+Copy ?[\d,]++ chars / [\d,]++ words[ \t]*+(?:\n|\Z)", re.M), ""),
 )
 # The switch between versions of a question ("1 / 2"), at a human turn's edges only: elsewhere it may be a fraction.
-_SWITCHES = (
-    (re.compile(r"\A\s*+\d++ / \d++[ \t]*+\n\s*+(?=\S)"), ""),
-    (re.compile(r"(?<=\S)\s*\n[ \t]*+\d++ / \d++\s*+\Z"), ""),
-)
+_SWITCH_ABOVE = re.compile(r"\A\s*+\d++ / \d++[ \t]*+\n\s*+(?=\S)")
+_SWITCH_BELOW = re.compile(r"(?<=\S)\s*\n[ \t]*+\d++ / \d++\s*+\Z")
 
 
 def clean_text(text: str, role: str = "assistant", convert: bool = True, is_page: bool = False) -> str:
@@ -80,14 +78,22 @@ def clean_turn(text: str, role: str, convert: bool = True, is_page: bool = False
         if markdown != text or len(text) > MOST_MARKUP:
             changes.append(Change.MARKUP if len(text) <= MOST_MARKUP else Change.LEFT_MARKUP)
         text = markdown
-    if "Copy" in text or " / " in text:  # seldom; asked first since it is quick
-        before = text
-        for pattern, replacement in (*_REMNANTS, *(_SWITCHES if role == "user" else ())):
-            text = pattern.sub(replacement, text)
-        text = _drop_copy_lines(text) if "Copy code" in text else text
-        if text != before:
-            changes.append(Change.REMNANT)
+    before = text
+    text = _drop_remnants(text, role)
+    if text != before:
+        changes.append(Change.REMNANT)
     return text, changes
+
+
+def _drop_remnants(text: str, role: str) -> str:
+    """Without what a page adds; what nearly every turn lacks is asked first since that is quick."""
+    if "Copy" in text:
+        for pattern, replacement in _REMNANTS:
+            text = pattern.sub(replacement, text)
+    if role == "user" and " / " in text:
+        text = _SWITCH_ABOVE.sub("", text)
+        text = _SWITCH_BELOW.sub("", text) if text.rstrip()[-1:].isdecimal() else text
+    return _drop_copy_lines(text) if "Copy code" in text else text
 
 
 def is_markup(text: str, is_page: bool = False) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from recipe.conversations import identity
 from recipe.conversations.formats import detect
 from recipe.conversations.pipeline import shards, workers
+from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.resolve import Plan
 from recipe.conversations.pipeline.shards import Shard, ShardConfig
 from recipe.conversations.pipeline.write import write_corpus
@@ -54,7 +55,7 @@ def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
     corpus = plan.corpus
     name = corpus.identity_name
     generated = identity.training(name, corpus.identity_organisation) if name else []
-    config = ShardConfig(encoders(tokenizer), corpus, plan.prompts())
+    config = ShardConfig(TokenCounter(encoders(tokenizer)), corpus, plan.prompts())
     sizes = [source.size() for source in plan.sources]
     before = {source.name: sum(sizes[:index]) for index, source in enumerate(plan.sources)}
     started, read = time.monotonic(), 0

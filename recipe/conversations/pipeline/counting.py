@@ -11,7 +11,8 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from recipe.conversations.templates import Piece, Special
 from recipe.conversations.tokens import Encoders
@@ -39,29 +40,38 @@ _BYTE_LEVEL = re.compile(
 _OTHER_SPACE = re.compile(r"[^\S \n]")
 
 
-class TokenCounter:
-    """Counts the tokens of rendered pieces; the numbers are those that `tokens.encode` would give, exactly."""
+@dataclass(frozen=True)
+class Method:
+    """How a tokenizer's texts can be counted."""
 
-    def __init__(self, encoders: Encoders) -> None:
-        self._encoders = encoders
-        self.longest = max(map(len, encoders.inner.get_vocab()))  # characters of a piece: no text has fewer tokens
-        leading, inner = (json.loads(backend.to_str()) for backend in (encoders.leading, encoders.inner))
-        self._inner: Callable[[str], int] = self._whole
-        self._leading: Callable[[str], int] = lambda text: self._whole(text, leading=True)
-        if _is_sentencepiece(inner):
-            self._stretches = _LINES if _crosses(inner, _MIXES) else _LETTERS_AND_SIGNS
-            self._words = _Words(self._pieces)
-            self._model = encoders.inner.model
-            self._inner = self._sentencepiece
-            if leading["normalizer"] == {"type": "Sequence", "normalizers": [_PREPEND, _SPACES]}:
-                self._leading = lambda text: self._sentencepiece(f" {text}")
-        elif _is_byte_level(inner):
-            self._words = _Words(self._whole)
-            self._inner = self._byte_level
-        if leading == inner:
-            self._leading = self._inner
+    kind: Literal["sentencepiece", "byte-level", "encoding"]
+    longest: int  # characters of the longest piece: no text has fewer tokens than its length divided by this
+    is_fine: bool  # sentencepiece: whether no piece mixes letters, signs and digits
+    prefix: str | None  # what a span that starts a segment is counted with; None: it has to be encoded
+
+
+class TokenCounter:
+    """Counts the tokens of rendered pieces; the numbers are those that `tokens.encode` would give, exactly.
+
+    `method`: what `find_method` says of the encoders, where it is known. A worker gets it with the counter: it takes
+    half a second to find.
+    """
+
+    def __init__(self, encoders: Encoders, method: Method | None = None) -> None:
+        self._method = method = method or find_method(encoders)
+        # What is not needed is not sent to workers: a tokenizer takes a quarter of a second to load.
+        self._encoders = encoders if method.prefix is None else replace(encoders, leading=encoders.inner)
+        self.longest = method.longest
+        self._model = encoders.inner.model
+        self._stretches = _LETTERS_AND_SIGNS if method.is_fine else _LINES
+        self._words = _Words(self._pieces if method.kind == "sentencepiece" else self._whole)
+        counts = {"sentencepiece": self._sentencepiece, "byte-level": self._byte_level, "encoding": self._whole}
+        self._count = counts[method.kind]
         # An answer that does not fit behind the last one is counted again behind a new opening.
-        self._inner = functools.lru_cache(maxsize=2)(self._inner)
+        self._inner = functools.lru_cache(maxsize=2)(self._count)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenCounter, (self._encoders, self._method)
 
     def __call__(self, pieces: Sequence[Piece], before: Piece | None = None) -> tuple[int, int]:
         """(tokens, trained tokens) of pieces of what `render` returns; `before`: the piece before them, if any."""
@@ -76,6 +86,10 @@ class TokenCounter:
             tokens += count
             trained += count * piece.trained
         return tokens, trained
+
+    def _leading(self, text: str) -> int:
+        prefix = self._method.prefix
+        return self._whole(text, leading=True) if prefix is None else self._count(prefix + text)
 
     def _whole(self, text: str, leading: bool = False) -> int:
         backend = self._encoders.leading if leading else self._encoders.inner
@@ -93,6 +107,25 @@ class TokenCounter:
         if _OTHER_SPACE.search(text):
             return self._whole(text)
         return sum(map(self._words.__getitem__, _BYTE_LEVEL.findall(text)))
+
+
+def find_method(encoders: Encoders) -> Method:
+    """How the texts of a tokenizer can be counted; half a second for LLaMA's vocabulary."""
+    inner = encoders.inner
+    spec = json.loads(inner.to_str())
+    longest = max(map(len, inner.get_vocab()))
+    is_plain = all(_step(getattr(encoders.leading, name)) == spec[name] for name in ("normalizer", "pre_tokenizer"))
+    prefix = "" if is_plain else None
+    if _is_sentencepiece(spec):
+        if _step(encoders.leading.normalizer) == {"type": "Sequence", "normalizers": [_PREPEND, _SPACES]}:
+            prefix = " "
+        return Method("sentencepiece", longest, not _crosses(spec, _MIXES), prefix)
+    return Method("byte-level" if _is_byte_level(spec) else "encoding", longest, False, prefix)
+
+
+def _step(step: Any) -> Any:
+    """A normalizer or pre-tokenizer as JSON values."""
+    return None if step is None else json.loads(step.__getstate__())
 
 
 class _Words(dict[str, int]):

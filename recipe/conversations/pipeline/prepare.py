@@ -90,7 +90,8 @@ class Preparation:
             account.changed_turns[change] += 1
         if changes:
             self.changed.append((raw.id, index, changes))
-        account.count_names(account.placeholders, set(placeholders(text)))
+        if names := placeholders(text):
+            account.count_names(account.placeholders, set(names))
         return message if text == message.content else replace(message, content=text)
 
     def _filter_and_split(self, conversation: Conversation, account: Account) -> Prepared | None:

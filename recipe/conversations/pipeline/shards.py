@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from recipe.conversations.cleaning.accounting import Account, Change, Drop, account
 from recipe.conversations.cleaning.filters import Filters
@@ -25,7 +25,6 @@ from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.prepare import Preparation, Prepared
 from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.readers.json_stream import Record, Rejected
-from recipe.conversations.tokens import Encoders
 from recipe.core.config import Corpus
 from recipe.core.errors import RecipeError
 from recipe.core.files import sha256
@@ -43,7 +42,7 @@ class KilledError(RecipeError):
 class ShardConfig:
     """Settings shared by all workers."""
 
-    encoders: Encoders
+    counter: TokenCounter
     corpus: Corpus
     prompts: tuple[str, ...] = ()  # evaluation prompts; conversations that contain one are dropped
 
@@ -160,7 +159,7 @@ def _in_order(
 class _Worker:
     def __init__(self, config: ShardConfig, folder: Path) -> None:
         self.folder = folder
-        self.counter = TokenCounter(config.encoders)  # the words it has cached serve the next shards too
+        self.counter = config.counter  # the words it has cached serve the next shards too
         self.filters = Filters(config.corpus, config.prompts)
         self.near = config.corpus.duplicates == "near"
 
@@ -173,16 +172,14 @@ class _Worker:
 
     def _prepare(self, shard: Shard) -> ShardIndex:
         preparation = Preparation(self.counter, self.filters, shard.source.settings)
-        rows, signatures = [], []
-        digest = hashlib.sha256()
-        with open(path_of(self.folder, shard.number, "samples"), "wb") as file:
-            for prepared in filter(None, map(preparation.take, _conversations(shard))):
-                lines = list(_lines(prepared))
-                rows.append(_row(prepared, [file.write(line) for line in lines]))
-                digest.update(b"".join(lines))
-                signatures.append(prepared.signature)
-            _sync(file)
-        hashes: dict[Kind, str] = {"samples": digest.hexdigest()}
+        rows, samples, signatures = [], list[bytes](), []
+        for prepared in filter(None, map(preparation.take, _conversations(shard))):
+            lines = list(_lines(prepared))
+            rows.append(_row(prepared, list(map(len, lines))))
+            samples += lines
+            signatures.append(prepared.signature)
+        hashes: dict[Kind, str] = {}
+        hashes["samples"] = _write(path_of(self.folder, shard.number, "samples"), b"".join(samples))
         changes = "".join(map(_changed_line, itertools.repeat(shard.source.name), preparation.changed))
         hashes["changes"] = _write(path_of(self.folder, shard.number, "changes"), changes.encode())
         if self.near:
@@ -257,15 +254,10 @@ def path_of(folder: Path, number: int, kind: Kind) -> Path:
 
 
 def _write(path: Path, data: bytes) -> str:
-    with open(path, "wb") as file:
-        file.write(data)
-        _sync(file)
+    """Write a file and return its sha256. No fsync, for which a worker would wait as long as it computes: a file that a
+    power cut damages is found by its hash, and its shard is prepared again."""
+    path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _write_index(folder: Path, number: int, index: ShardIndex) -> None:

@@ -49,14 +49,14 @@ def split_conversation(
     opening = shape.system if system is None else system
     head = [] if system is None else [Message("system", system)]
     is_trained = [message.trained for message in messages if message.role == "assistant"]
-    out = Split()
+    out, end = Split(), shape.end
     open_sample = False  # whether the last sample may take another pair
     for index, (question, answer) in enumerate((question, answer or "") for question, answer in pairs):
         too_long = len(question) + len(answer) > max_length * counter.longest  # known without counting
         pair = Message("user", question), Message("assistant", answer, is_trained[index])
         if open_sample and not too_long:
             last = out.samples[-1]
-            tokens, trained = counter(shape.turn(None, question, answer), shape.end)
+            tokens, trained = counter(shape.turn(None, question, answer), end)
             if last.tokens + tokens <= max_length:
                 trained = last.trained + trained * is_trained[index]
                 out.samples[-1] = Sample((*last.messages, *pair), last.tokens + tokens, trained)

@@ -100,10 +100,10 @@ def _common(one: list[int], two: list[int]) -> list[int]:
 
 def notable(file: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Samples worth looking at: drawn at random, the longest in bytes, and those with the fewest common letters."""
+    with open(file, "rb") as raw_lines:  # not decoded for their number
+        total = sum(1 for _ in raw_lines)
     with open(file, encoding="utf-8") as lines:
-        total = sum(1 for _ in lines)
         drawn = set(random.Random(seed).sample(range(total), min(RANDOM, total)))  # noqa: S311
-        lines.seek(0)
         at_random: list[str] = []
         longest: list[tuple[float, int, str]] = []
         strangest: list[tuple[float, int, str]] = []

