@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recipe.conversations.cleaning.filters import Filters
@@ -187,6 +187,7 @@ def test_a_published_record_with_any_part_replaced(counter: TokenCounter, name: 
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6), lines=st.booleans())
+@example(seed=8592, count=3, lines=False)
 @settings(max_examples=150, deadline=None)
 def test_damaged_bytes_never_end_in_another_error(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, lines: bool
@@ -223,8 +224,10 @@ def test_damaged_bytes_never_end_in_another_error(
         if span:  # not damaged itself: it is read, or set aside with its damaged neighbours
             whole = [item.value for item in found if isinstance(item, Record) and item.offset == span[0]]
             assert whole in ([], [good[number]])
-            inside = sum(max(0, min(span[1], item.offset + item.size) - max(span[0], item.offset)) for item in found)
-            assert inside >= span[1] - span[0] - len("}]}")
+            left = bytearray(data)
+            for item in found:
+                left[item.offset : item.offset + item.size] = b" " * item.size
+            assert len(left[span[0] : span[1]].replace(b" ", b"").replace(b"\n", b"")) <= len("}]}")
 
 
 def spans(text: str) -> list[tuple[int, int]]:

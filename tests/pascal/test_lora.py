@@ -14,7 +14,7 @@ from recipe.pascal.lora import project
 from tests.planning import instruments
 
 WIDTH, OUT, RANK, TOKENS = 24, (40, 16, 32), 4, 9
-NEAR = {"rtol": 1e-5, "atol": 1e-4}  # fp32 sums in another order
+NEAR = {"rtol": 5e-5, "atol": 1e-4}  # fp32 sums in another order
 
 
 class Layers(nn.Module):
