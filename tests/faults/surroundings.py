@@ -16,13 +16,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tests.training.ranks import free_port
-
 from recipe.core.cli import entry
 from tests.downloads import server as servers
 from tests.downloads import test_hub as hub
 from tests.downloads import test_meta as meta
 from tests.faults.child import DEFECT
+from tests.forks import free_port
 
 TYPED = "Who are you?\n/save talk.jsonl\n"
 GRACE = 5  # seconds in which the other process of a killed run may end by itself; torchrun then ends it
