@@ -79,7 +79,7 @@ def say(text: str, claim: claims.Claim) -> str:
     """The claim with its numbers, as part of a table."""
     words = claim.says.replace("`", "").replace(" | ...", "").strip("| ").replace(" | ", "; ")
     for number in claims.shown(text, claim):
-        words = words.replace("{}", number, 1)
+        words = re.sub(claims.PLACE, number, words, count=1)
     return words
 
 

@@ -2,6 +2,7 @@
 
     python tests/claims/claims.py [--minutes N] [--only PART ...] [--json]
     python tests/claims/claims.py --record-demo          take the demo's numbers from runs/demo/latest into results.json
+    python tests/claims/claims.py --update-counts        take the counts of the long forms into README.md
 
 Exit code 1: a number of the README is not that of the committed results, or a rerun is further from it than its
 tolerance. claims.toml says where each number comes from.
@@ -25,6 +26,16 @@ README, CLAIMS, RESULTS = ROOT / "README.md", HERE / "claims.toml", HERE / "resu
 BENCH = ROOT / "tests" / "bench" / "results" / "bench.json"
 DEMO = ROOT / "runs" / "demo" / "latest" / "eval.json"
 NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?)"
+COMMIT = r"([0-9a-f]{7,40}(?:-modified)?)"
+PLACE = r"\{(?:commit)?\}"  # of a number or a commit in a claim
+# What long forms and tests/hostile/count.py count.
+COUNTS = {
+    "kills": ROOT / "tests" / "faults" / "results" / "kills.json",
+    "flips": ROOT / "tests" / "faults" / "results" / "flips.json",
+    "files": ROOT / "tests" / "hostile" / "results" / "files.json",
+    "fuzz": ROOT / "tests" / "hostile" / "results" / "fuzz.json",
+    "replays": ROOT / "tests" / "proof" / "results.json",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Part:
     hardware: str
     run: tuple[str, ...] = ()
     why: str = ""
+    writes: str = "bench"  # name of the results that `run` leaves
 
 
 @dataclass(frozen=True)
@@ -53,10 +65,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="rerun the shortest parts within this time (30)")
     parser.add_argument("--only", nargs="+", metavar="PART", help="rerun these parts, whatever they take")
     parser.add_argument("--record-demo", action="store_true", help="take the demo's numbers into results.json")
+    parser.add_argument("--update-counts", action="store_true", help="take the counts of the long forms into README.md")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     args = parser.parse_args()
-    if args.record_demo:
-        record_demo()
+    if args.record_demo or args.update_counts:
+        (record_demo if args.record_demo else update_counts)()
         return 0
     parts, claims = read_claims()
     if unknown := set(args.only or ()) - parts.keys():
@@ -88,12 +101,15 @@ def plain(text: str) -> str:
 
 def committed() -> dict[str, Any]:
     """The committed results, by the names that `from` uses."""
-    return {"bench": json.loads(BENCH.read_text(encoding="utf-8")), **json.loads(RESULTS.read_text(encoding="utf-8"))}
+    files = {"bench": BENCH, **COUNTS}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    return {**found, **json.loads(RESULTS.read_text(encoding="utf-8"))}
 
 
 def pattern(claim: Claim) -> str:
     """The claim as a regular expression with a group for each number."""
-    return re.escape(claim.says).replace(re.escape("{}"), NUMBER).replace(re.escape("..."), "[^|]*?")
+    words = re.escape(claim.says).replace(re.escape("..."), "[^|]*?")
+    return words.replace(re.escape("{}"), NUMBER).replace(re.escape("{commit}"), COMMIT)
 
 
 def shown(text: str, claim: Claim) -> list[str]:
@@ -104,14 +120,14 @@ def shown(text: str, claim: Claim) -> list[str]:
     return [found[0]] if isinstance(found[0], str) else list(found[0])
 
 
-def look_up(results: Mapping[str, Any], source: str) -> float:
-    """The number at file:key/key, times its factor."""
+def look_up(results: Mapping[str, Any], source: str) -> float | str:
+    """The number at file:key/key, times its factor; or the commit there."""
     place, _, factor = source.partition(" x ")
     file, _, keys = place.partition(":")
     value: Any = results[file]
     for key in keys.split("/"):
         value = value[int(key)] if isinstance(value, list) else value[key]
-    return float(value) * float(factor or 1)
+    return value if isinstance(value, str) else float(value) * float(factor or 1)
 
 
 def check_readme(text: str, claims: Sequence[Claim], results: Mapping[str, Any]) -> Iterator[str]:
@@ -122,6 +138,10 @@ def check_readme(text: str, claims: Sequence[Claim], results: Mapping[str, Any])
             yield f"README.md does not say exactly once: {claim.says!r}; adapt it, or tests/claims/claims.toml"
         for number, source in zip(numbers, claim.sources, strict=bool(numbers)):
             value = look_up(results, source)
+            if isinstance(value, str):
+                if number != value:
+                    yield f"README.md says {number} in {claim.says!r}, the committed {source} is {value}"
+                continue
             digits = len(number.partition(".")[2])
             if abs(float(number.replace(",", "")) - value) > 0.5000001 * 10**-digits:
                 yield f"README.md says {number} in {claim.says!r}, the committed {source} is {value:g}"
@@ -152,7 +172,7 @@ def rerun(name: str, part: Part, claims: Sequence[Claim], text: str) -> tuple[st
             done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=sys.stderr)
             if done.returncode:
                 return "failed", [f"`{' '.join(words)}` ended with exit code {done.returncode}"]
-        key, file = ("demo", "runs/demo/latest/eval.json") if is_demo else ("bench", "bench.json")
+        key, file = ("demo", "runs/demo/latest/eval.json") if is_demo else (part.writes, f"{part.writes}.json")
         results = {key: json.loads((Path(folder) / file).read_text(encoding="utf-8"))}
     if "skipped" in results[key].get(name, {}):
         return f"not rerun: {results[key][name]['skipped']}", []
@@ -177,7 +197,10 @@ def compare(text: str, claims: Sequence[Claim], results: Mapping[str, Any]) -> I
     """One sentence for each rerun number that is further from the README than its tolerance."""
     for claim in claims:
         for number, source in zip(shown(text, claim), claim.sources, strict=False):
-            wanted, value = float(number.replace(",", "")), look_up(results, source)
+            value = look_up(results, source)
+            if isinstance(value, str):
+                continue  # made anew, it has another commit
+            wanted = float(number.replace(",", ""))
             if abs(value - wanted) > claim.tolerance * abs(wanted):
                 yield f"README.md says {number} in {claim.says!r}, measured here: {value:g}"
 
@@ -192,6 +215,19 @@ def record_demo() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     results["demo"] = {"machine": machine(), **{key: found[key] for key in kept}}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def update_counts() -> None:
+    """Write the committed counts into the README's sentences that have a commit."""
+    text, results = README.read_text(encoding="utf-8"), committed()
+    for claim in read_claims()[1]:
+        if "{commit}" in claim.says:
+            values = [look_up(results, source) for source in claim.sources]
+            written = claim.says
+            for value in values:
+                written = re.sub(PLACE, value if isinstance(value, str) else f"{value:,.0f}", written, count=1)
+            text = re.sub(pattern(claim), lambda found, new=written: new, text)
+    README.write_text(text, encoding="utf-8")
 
 
 def page(rows: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> str:
