@@ -155,7 +155,7 @@ def picture(found: dict[str, Any]) -> str:
             continue
         out.append(f'<text x="0" y="{y + 8}" font-weight="bold">{heading(length, ways["ours"])}</text>')
         y += line
-        scale = (width - label - 190) / max(one["times_ours"] for one in ways.values())
+        scale = (width - label - 250) / max(one["times_ours"] for one in ways.values())
         for way, one in ways.items():
             out += bar(label, y, SHORT[way], COLOURS.get(way, "#9ca3af"), one, scale)
             y += line
@@ -180,6 +180,6 @@ def bar(x: int, y: int, name: str, colour: str, one: dict[str, Any], scale: floa
     return [
         f'<text x="{x - 8}" y="{y + 10}" text-anchor="end">{escape(name)}</text>',
         f'<rect x="{x}" y="{y - 4}" width="{size}" height="18" rx="2" fill="{colour}"/>',
-        f'<path d="M{x + round(scale * low)} {y + 5}H{x + round(scale * high)}" stroke="#111827" stroke-width="3"/>',
+        f'<path d="M{x + round(scale * low)} {y + 5}H{x + round(scale * high)}" stroke="#f59e0b" stroke-width="3"/>',
         f'<text x="{x + end}" y="{y + 10}">{text}</text>',
     ]
