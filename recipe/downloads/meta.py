@@ -45,6 +45,8 @@ def fetch(release: str, place: str, folder: Path, patience: Patience = PATIENT) 
     check_disk(folder, sum(_size(place, path, patience) or 0 for path in todo) - _begun(folder), release)
     for path in todo:
         _get_checked(get, path, folder, sums[path])
+    for note in folder.glob("*.part.json"):  # of a process that was killed when its file was whole
+        note.unlink()
 
 
 def _is_address(place: str) -> bool:

@@ -81,6 +81,12 @@ def test_an_interrupted_release_resumes_at_its_shard_and_byte(published, tmp_pat
     assert published.requests(path)[-1]["Range"] == "bytes=20000-"
 
 
+def test_the_note_of_a_process_that_was_killed_when_its_file_was_whole_goes(published, tmp_path):
+    fetch(published.url, tmp_path)
+    (tmp_path / "params.json.part.json").write_text("{}")
+    assert fetch(published.url, tmp_path).keys() == ALL
+
+
 def test_a_shard_that_differs_from_its_checksum_is_removed(published, tmp_path):
     published.files["/13B/consolidated.00.pth"] = b"c" * 70_000
     with pytest.raises(RecipeError, match=r"consolidated.00.pth differs from its md5 .* was removed"):
