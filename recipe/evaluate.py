@@ -99,6 +99,7 @@ def judge_exports(config: Config, opened: Run) -> dict[str, Any]:
     from recipe.training.dataset import PackedDataset, encode_file
 
     provenance = build_provenance(config, opened)
+    check_intact(Path(config.base.path))  # its weights are read themselves, not their quantized copy
     check_writable(opened.folder)
     file = Path(config.corpus.path) / "val.jsonl"
     rows = encode_file(file, load_tokenizer(Path(config.base.path)), config.corpus.template)

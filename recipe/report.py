@@ -129,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         show({"page": str(file)}, f"would write {file}", args.json)
         return 0
     opened.check_recorded(opened.exports.name)
+    if opened.manifest_file.is_file():  # else training still appends to it
+        opened.check_recorded(opened.metrics.name)
     words = write_pages(opened, against)
     said = f"\n\n{textwrap.fill(words, 98)}" if words else ""
     if not opened.eval_json.is_file():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from recipe import evaluate, merge, report
+from recipe.core.cli import entry
 from recipe.core.errors import RecipeError
 
 
@@ -50,3 +51,13 @@ def test_tables_of_another_shape_are_one_sentence(evaluated_run):
     run.record("eval.json")
     with pytest.raises(RecipeError, match="have another shape than this version writes"):
         report.main(["--run", str(run.folder)])
+
+
+def test_metrics_that_were_altered_after_training_are_refused(trained_run, capsys):
+    _, run = trained_run
+    text = run.metrics.read_text(encoding="utf-8")
+    run.metrics.write_text(text.replace("1", "2", 1), encoding="utf-8")
+    assert entry(lambda: report.main(["--run", str(run.folder)])) == 1
+    assert "metrics.jsonl was altered" in capsys.readouterr().err
+    run.metrics.write_text(text, encoding="utf-8")
+    assert entry(lambda: report.main(["--run", str(run.folder)])) == 0

@@ -122,6 +122,18 @@ def test_the_table_and_a_stale_file(exported, capsys):
     file.write_bytes(whole)
 
 
+def test_a_base_that_was_altered_beside_its_int8_copy_is_refused(exported, capsys):
+    config, run, _ = exported
+    weights = next(Path(config.base.path).glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        assert entry(lambda: evaluate.main(["--run", str(run.folder), "--exports"])) == 1
+    finally:
+        weights.write_bytes(whole)
+    assert "was altered" in capsys.readouterr().err
+
+
 def test_the_report_shows_the_table_and_refuses_an_altered_one(exported, capsys):
     from recipe import report
 

@@ -1,7 +1,7 @@
 """Train the reference run and say whether its validation loss is inside the committed band: `make reproduce`.
 
     python tests/reproduce/reference.py [--seed N] [--json]     one run against results.json; exit code 1: outside
-    python tests/reproduce/reference.py --seeds 0 1 2 3 4       measure the band anew and write results.json
+    python tests/reproduce/reference.py --seeds 0 1 2 3 4 5       measure the band anew and write results.json
 
 Real conversations are downloaded to .cache/bench (they contain personal data: never publish or quote them).
 """
@@ -22,7 +22,7 @@ HERE = ROOT / "tests" / "reproduce"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
 CONFIG, RESULTS = HERE / "reference.toml", HERE / "results.json"
 LEVEL = 0.05  # a run below this p-value is outside: one honest run of twenty
-SEED = 5  # of the run that is compared; those of the band are others
+SEED = 6  # of the run that is compared; those of the band are others
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
     if args.seeds and len(set(args.seeds)) < 3:
         parser.error("--seeds: a band needs at least three different seeds")
     if not args.seeds and not RESULTS.is_file():
-        print(f"error: no band was measured yet: run {Path(__file__).name} --seeds 0 1 2 3 4 first", file=sys.stderr)
+        print(f"error: no band was measured yet: run {Path(__file__).name} --seeds 0 1 2 3 4 5 first", file=sys.stderr)
         return 1
     prepare()
     if args.seeds:
