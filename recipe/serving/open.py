@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.core.config import Config
-from recipe.core.errors import UsageError
+from recipe.core.errors import RecipeError, UsageError
+from recipe.core.files import MANIFEST
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
 
@@ -27,6 +28,11 @@ def open_folder(folder: Path, precision: str) -> Any:
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; expected one that recipe.merge or recipe.convert wrote")
+    if not (folder / MANIFEST).is_file():
+        raise RecipeError(
+            f"{folder} has no {MANIFEST}, so its files cannot be verified; expected a folder that recipe.merge or "
+            "recipe.convert wrote: convert a folder of Hugging Face first"
+        )
     copy = verify_base(folder, precision)
     template = read_manifest(folder)["config"].get("template", TEMPLATE)
     model = load_base(folder, precision, default_device(), copy)

@@ -133,7 +133,9 @@ def chosen_rate(name: str) -> float:
         return WAYS[name].rates[0]
     trials = [one for one in curves() if one["way"] == name and one["seed"] == TUNING_SEED]
     if not trials:
-        raise SystemExit(f"error: no learning rate was chosen for {name} yet: run `race.py tune --ways {name}` first")
+        raise SystemExit(
+            f"error: no learning rate was chosen for {name} yet: run `python tests/bench/race.py tune --ways {name}` first"
+        )
     return min(trials, key=lambda one: one["loss"])["learning_rate"]
 
 
@@ -208,7 +210,7 @@ def summary() -> dict[str, Any]:
     raced = [one for one in curves() if one["seed"] != TUNING_SEED]
     goals = [one for one in raced if one["way"] == "published"]
     if not goals:
-        raise SystemExit("error: there is no target yet: run `race.py run --ways published` first")
+        raise SystemExit("error: there is no target yet: run `python tests/bench/race.py run --ways published` first")
     target, whole = statistics.mean(one["loss"] for one in goals), goals[0]["tokens"]
     rows = {name: row(name, [one for one in raced if one["way"] == name], target, whole) for name in WAYS}
     return {

@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="write the numbers here instead")
     args = parser.parse_args()
     parts = select(args.only or [])
-    if args.only and not parts:
-        parser.error(f"--only {' '.join(args.only)}: no such part, expected some of {', '.join(PARTS)}")
+    if unknown := [name for name in args.only or [] if not select([name])]:
+        parser.error(f"--only {' '.join(unknown)}: no such part, expected some of {', '.join(PARTS)}")
     from table import markdown, picture
 
     from recipe.core.versions import code_sha256
