@@ -133,9 +133,8 @@ def chosen_rate(name: str) -> float:
         return WAYS[name].rates[0]
     trials = [one for one in curves() if one["way"] == name and one["seed"] == TUNING_SEED]
     if not trials:
-        raise SystemExit(
-            f"error: no learning rate was chosen for {name} yet: run `python tests/bench/race.py tune --ways {name}` first"
-        )
+        command = f"python tests/bench/race.py tune --ways {name}"
+        raise SystemExit(f"error: no learning rate was chosen for {name} yet: run `{command}` first")
     return min(trials, key=lambda one: one["loss"])["learning_rate"]
 
 
