@@ -77,6 +77,7 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
     asked = (*config.evaluate.texts, *config.evaluate.choices)
     files = {f"file {number}: {Path(path).name}": Path(path) for number, path in enumerate(asked)}  # no machine's path
     check_intact(opened.folder)
+    opened.records()  # the results are recorded there: damage is found before the work, not after
     check_inputs(opened.folder, paths)
     check_intact(paths["corpus"])
     return {

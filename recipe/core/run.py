@@ -156,18 +156,26 @@ class Run:
         return configs.load(self.config_file, overrides)
 
     def records(self) -> dict[str, Any]:
-        """File -> hash and size, as recorded when training and evaluation ended; empty if nothing is recorded."""
-        if not (self.folder / RECORDS).is_file():
+        """File -> hash and size, as recorded when training and evaluation ended; empty if nothing is recorded.
+
+        Raises RecipeError if they are damaged.
+        """
+        file = self.folder / RECORDS
+        if not file.is_file():
             return {}
-        return dict(read_manifest(self.folder, RECORDS)["outputs"])
+        try:
+            return dict(read_manifest(self.folder, RECORDS)["outputs"])
+        except RecipeError:
+            raise RecipeError(
+                f"{file} is damaged: restore it from a copy, or remove it (its files then count as unverified)"
+            ) from None
 
     def record(self, *names: str) -> None:
-        """Record the hashes of these files, where they exist; what is recorded of others stays."""
-        try:
-            others = self.records()
-        except RecipeError:  # damaged: written anew
-            others = {}
-        outputs = others | hash_files(self.folder, names)
+        """Record the hashes of these files, where they exist; what is recorded of others stays.
+
+        Raises RecipeError if that is damaged.
+        """
+        outputs = self.records() | hash_files(self.folder, names)
         save_manifest(self.folder / RECORDS, build_manifest("records", {}, {}, {}, outputs))
 
     def check_recorded(self, name: str) -> None:

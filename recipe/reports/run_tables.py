@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.core.errors import RecipeError
-from recipe.core.files import digest
+from recipe.core.files import MANIFEST, digest
 from recipe.core.manifest import read_manifest
 from recipe.reports import evaluation as numbers
 from recipe.reports import exports
@@ -56,11 +55,10 @@ def training_tables(manifest: Values | None) -> list[Table]:
 
 
 def corpus_tables(folder: str, manifest: Values | None) -> list[Table]:
-    """What the corpus holds; a sentence if it is no longer there, or another one."""
-    try:
-        corpus = read_manifest(Path(folder))
-    except RecipeError:
+    """What the corpus holds; a sentence if it is no longer there, or another one. Raises RecipeError: it is damaged."""
+    if not (Path(folder) / MANIFEST).is_file():
         return [Table("Corpus", [[]], "The corpus is not where the run's config says, so it cannot be summarized.")]
+    corpus = read_manifest(Path(folder))
     if manifest and digest(corpus["outputs"]) != manifest["inputs"].get("corpus"):
         return [Table("Corpus", [[]], "Where the run's config says, there is another corpus by now.")]
     try:

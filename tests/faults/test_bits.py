@@ -69,6 +69,16 @@ def test_a_flipped_bit_is_refused_or_harmless(stages, stage):
         assert flip(stages, stage, name, chance)[1] == "", name
 
 
+@pytest.mark.parametrize(
+    ("stage", "pattern"),
+    [("evaluate", "runs/tiny/*/records.json"), ("judge", "runs/tiny/*/records.json"), ("report", "data/tiny/manifest.json")],
+)
+def test_damage_in_what_a_stage_adds_to_or_shows_is_refused(stages, stage, pattern):
+    folder = stages.before(stage)
+    (name,) = [path for path in inputs(folder, stage) if (folder / path).match(pattern)]
+    assert flip(stages, stage, name, random.Random(0)) == ("refused", "")
+
+
 def test_many_flipped_bits(stages, request):
     """The long form: every file that each stage reads, in turn, until the number is reached."""
     wanted = request.config.getoption("--flips")
