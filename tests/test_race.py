@@ -4,14 +4,27 @@ import importlib.util
 import json
 from pathlib import Path
 
+import peft
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from recipe import train
 from recipe.core import config as configs
+from recipe.training import arguments, dataset, setup
+from recipe.training.trainer import LoraTrainer
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("race", ROOT / "tests" / "bench" / "race.py")
-race = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(race)
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "bench" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+race, race_change = load_script("race"), load_script("race_change")
 
 CURVE = [(1000, 3.0), (2000, 2.0), (3000, 1.5)]
 
@@ -54,3 +67,72 @@ def test_the_table_is_that_of_the_curves():
     found = race.summary()
     assert json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(found))
     assert file.with_suffix(".md").read_text(encoding="utf-8") == race.markdown(found)
+
+
+@pytest.fixture
+def change_run(monkeypatch, tiny_run):
+    """Trains a tiny run with a change; its trainer and its adapter (name -> tensor)."""
+    seen = []
+
+    def evaluate(self, *args, **kwargs):
+        seen[:] = [self]
+        return found(self, *args, **kwargs)
+
+    found = LoraTrainer.evaluate
+    for owner, name in (
+        (setup, "load_data"),
+        (setup, "add_adapter"),
+        (arguments, "TrainingArguments"),
+        (dataset, "schedule"),
+        (peft, "get_peft_model"),
+        (LoraTrainer, "create_optimizer"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
+    monkeypatch.setattr(LoraTrainer, "evaluate", evaluate)
+
+    def run(change):
+        race_change.CHANGES[change]()
+        train.run(tiny_run)
+        adapter = Path(tiny_run.runs) / tiny_run.name / "latest" / "adapter" / "adapter_model.safetensors"
+        return seen[0], load_file(adapter)
+
+    return run
+
+
+def test_a_change_of_the_rate_of_b(change_run):
+    trainer, _ = change_run("lora-plus")
+    down, up = trainer.optimizer.param_groups
+    assert up["initial_lr"] == 16 * down["initial_lr"] == 16 * trainer.args.learning_rate
+    assert len(up["params"]) == len(down["params"]) > 0
+
+
+def test_a_start_in_the_directions_of_the_inputs(change_run, monkeypatch):
+    starts = {}
+    start = race_change.start_from_inputs
+
+    def keep(model, data):
+        start(model, data)
+        starts.update({name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name})
+
+    monkeypatch.setattr(race_change, "start_from_inputs", keep)
+    change_run("eva")
+    for down in starts.values():
+        torch.testing.assert_close(down @ down.T, torch.eye(len(down)), atol=1e-5, rtol=0)
+
+
+def test_adapters_in_the_upper_half(change_run):
+    _, adapter = change_run("upper-half")
+    assert {name.split(".layers.")[1].split(".")[0] for name in adapter} == {"1"}  # of 0 and 1
+
+
+@pytest.mark.parametrize(("change", "kind"), [("constant", "constant_with_warmup"), ("linear", "linear")])
+def test_another_decay(change_run, change, kind):
+    trainer, _ = change_run(change)
+    assert trainer.args.lr_scheduler_type == kind
+
+
+def test_short_conversations_first(change_run):
+    trainer, _ = change_run("short-first")
+    data = trainer.train_dataset
+    means = [sum(data.lengths[row] for row in pack) / len(pack) for pack in data.packs]
+    assert means == sorted(means)

@@ -71,7 +71,11 @@ def test_a_flipped_bit_is_refused_or_harmless(stages, stage):
 
 @pytest.mark.parametrize(
     ("stage", "pattern"),
-    [("evaluate", "runs/tiny/*/records.json"), ("judge", "runs/tiny/*/records.json"), ("report", "data/tiny/manifest.json")],
+    [
+        ("evaluate", "runs/tiny/*/records.json"),
+        ("judge", "runs/tiny/*/records.json"),
+        ("report", "data/tiny/manifest.json"),
+    ],
 )
 def test_damage_in_what_a_stage_adds_to_or_shows_is_refused(stages, stage, pattern):
     folder = stages.before(stage)

@@ -93,7 +93,12 @@ def train(seed: int) -> dict[str, Any]:
 
 def stage(name: str, *options: str | Path) -> str:
     """What a stage of the recipe prints; its progress goes to stderr."""
-    command = [sys.executable, "-m", f"recipe.{name}", *map(str, options)]
+    return execute("-m", f"recipe.{name}", *options)
+
+
+def execute(*words: str | Path) -> str:
+    """What Python prints for these words of a command line."""
+    command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"error: `{' '.join(command[1:])}` ended with exit code {done.returncode}, see above")
