@@ -60,14 +60,21 @@ def test_the_published_way_has_the_settings_of_the_published_run():
     assert published.train.micro_batch_tokens == published.corpus.max_length
 
 
-def test_the_table_is_that_of_the_curves():
-    main = race.Race()
-    file = main.curves.with_name("race.json")
+@pytest.mark.parametrize("config", sorted((ROOT / "tests" / "bench").glob("race*.toml")), ids=lambda path: path.stem)
+def test_the_table_and_the_picture_are_those_of_the_curves(config):
+    raced = race.Race(config)
+    file = raced.curves.with_name(f"{raced.name}.json")
     if not file.is_file():
         pytest.skip("no race was run yet")
-    found = race.summary(main)
+    found = race.summary(raced)
     assert json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(found))
     assert file.with_suffix(".md").read_text(encoding="utf-8") == race.markdown(found)
+    assert file.with_suffix(".svg").read_text(encoding="utf-8") == race.picture(found, race.read_raced(raced))
+
+
+def test_both_races_have_the_published_settings():
+    one, two = (configs.load(ROOT / "tests" / "bench" / name) for name in ("race.toml", "race-stories260k.toml"))
+    assert (one.lora, one.train) == (two.lora, two.train)
 
 
 @pytest.fixture

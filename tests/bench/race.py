@@ -327,29 +327,34 @@ def span(values: Sequence[float], form: str) -> str:
 
 
 def picture(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Validation loss by tokens, a curve for each run of the race, the targets as lines; an SVG for any page."""
-    width, height, left = 720, 360, 60
-    most = max(one["tokens"] for one in runs)
-    points = [loss for one in runs for _, loss in one["losses"]]
-    low, high = min(points), max(points)
+    """Validation loss by tokens, a curve for each run, the targets as lines; tokens on a logarithmic axis. An SVG."""
+    width, height, left, right, bottom = 720, 380, 60, 580, 330
+    points = [point for one in runs for point in one["losses"]]
+    least, most = min(tokens for tokens, _ in points), max(tokens for tokens, _ in points)
+    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
 
-    def place(tokens: float, loss: float) -> str:
-        x = left + (width - left - 150) * tokens / most
-        return f"{x:.0f},{20 + (height - 60) * (high - loss) / (high - low):.0f}"
+    def across(tokens: float) -> float:
+        return left + (right - left) * math.log(tokens / least) / math.log(most / least)
+
+    def down(loss: float) -> float:
+        return 20 + (bottom - 20) * (high - loss) / (high - low)
 
     out, names = [], list(found["ways"])
     for one in runs:
         colour = COLOURS[names.index(one["way"]) % len(COLOURS)]
-        line = " ".join(place(*point) for point in one["losses"])
+        line = " ".join(f"{across(tokens):.0f},{down(loss):.0f}" for tokens, loss in one["losses"])
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    for goal in (each["loss"] for each in found["targets"].values()):
-        out.append(f'<polyline points="{place(0, goal)} {place(most, goal)}" stroke="#6b7280" stroke-dasharray="4"/>')
+    for number, goal in enumerate(found["targets"].values(), 1):
+        y = down(goal["loss"])
+        out.append(f'<path d="M{left} {y:.0f}H{right}" stroke="#6b7280" stroke-dasharray="4"/>')
+        out.append(f'<text x="{left + 4}" y="{y - 5:.0f}">target {number}</text>')
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]
-        out.append(f'<text x="{width - 140}" y="{30 + 20 * number}" style="fill: {colour}">{name}</text>')
-    labels = [(left, height - 20, "0 tokens"), (width - 220, height - 20, f"{most:,} tokens")]
-    labels += [(0, 24, f"{high:.2f}"), (0, height - 40, f"{low:.2f}")]
-    out += [f'<text x="{x}" y="{y}">{text}</text>' for x, y, text in labels]
+        out.append(f'<text x="{right + 20}" y="{30 + 20 * number}" style="fill: {colour}">{name}</text>')
+    ticks = [count for count in (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5) if least <= count <= most]
+    labels = [(across(count) - 20, bottom + 22, f"{count:,.0f}") for count in ticks]
+    labels += [(left, bottom + 42, "tokens trained on"), (0, 24, f"{high:.2f}"), (0, bottom, f"{low:.2f}")]
+    out += [f'<text x="{x:.0f}" y="{y}">{text}</text>' for x, y, text in labels]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         "<title>Validation loss by tokens trained on, for each way</title>"
