@@ -1,5 +1,6 @@
 """The race of ways of training: its arithmetic, and that its table is that of the committed curves."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -144,3 +145,19 @@ def test_short_conversations_first(change_run):
     data = trainer.train_dataset
     means = [sum(data.lengths[row] for row in pack) / len(pack) for pack in data.packs]
     assert means == sorted(means)
+
+
+def test_the_fast_config_has_the_settings_of_the_fastest_way():
+    published, fast = (
+        configs.load(ROOT / "recipe" / "configs" / f"{name}.toml") for name in ("vicuna-7b-p100", "vicuna-7b-p100-fast")
+    )
+    way, found = race.WAYS["all"], race.summary(race.Race())["ways"]
+    assert min(found, key=lambda name: max(found[name]["loss"])) == "all"
+    # the best rate falls with the width: 576 of SmolLM2-135M, 4,096 of 7B; see the config
+    rate = found["all"]["learning_rate"] * (576 / 4096) ** 0.781
+    assert fast.train.learning_rate == pytest.approx(rate, rel=0.1)
+    assert fast.lora == dataclasses.replace(published.lora, rank=way.rank, target_modules=tuple(way.targets))
+    changed = {"gradient_accumulation_steps": way.packs, "learning_rate": fast.train.learning_rate, "epochs": 0.5}
+    unhashed = {name: getattr(fast.train, name) for name in ("eval_steps", "save_steps")}  # they change no result
+    assert fast.train == dataclasses.replace(published.train, **changed, **unhashed)
+    assert (fast.base, fast.corpus) == (published.base, published.corpus)

@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests" / "bench"
 sys.path[:0] = [str(ROOT), str(BENCH), str(ROOT / "tests" / "reproduce")]
 CONFIG = BENCH / "race.toml"
-COLOURS = ("#6b7280", "#2563eb", "#16a34a", "#d97706", "#dc2626", "#9333ea", "#0891b2", "#be185d", "#65a30d", "#78350f")
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # rates are chosen on another seed than those of the race
 EVAL_PACKS = 8  # a validation every 8 packs, 3,300 tokens; at least 4 steps
@@ -49,6 +48,7 @@ class Way:
     scale: float = 2.0  # alpha / rank; rsLoRA (arXiv:2312.03732) multiplies it by sqrt(rank)
     epochs: float = 0.125  # the learning rate decays to zero over these passes
     dropout: float = 0.05
+    warmup: float = 0.03
     change: str = ""  # of race_change.py
     trial: float = 0.125  # passes of a run that chooses a rate
 
@@ -61,6 +61,7 @@ class Way:
             "train.gradient_accumulation_steps": self.packs,
             "train.eval_steps": max(4, EVAL_PACKS // self.packs),
             "train.learning_rate": rate,
+            "train.warmup_ratio": self.warmup,
             "train.epochs": epochs or self.epochs,
             "train.seed": seed,
         }
@@ -69,8 +70,8 @@ class Way:
 WAYS = {
     "published": Way("the settings of the published run: rank 8 on q and v, 16 packs a step", (3e-4,), epochs=1.0),
     "rate": Way("the same with a tuned learning rate", (2e-3, 4e-3, 8e-3), epochs=1.0, trial=0.25),
-    "batch-4": Way("4 packs a step", (1e-3, 2e-3, 4e-3), packs=4),
     "batch-8": Way("8 packs a step", (2e-3, 4e-3), packs=8),
+    "batch-4": Way("4 packs a step", (1e-3, 2e-3, 4e-3), packs=4),
     "batch-2": Way("2 packs a step", (1e-3, 2e-3, 4e-3), packs=2),
     "mlp": Way("2 packs a step, adapters on the MLP", (1e-3, 2e-3), packs=2, targets=MLP),
     "all": Way("2 packs a step, adapters on all layers", (1e-3, 2e-3, 4e-3), packs=2, targets=ALL),
@@ -85,6 +86,15 @@ WAYS = {
         rank=64,
         scale=2 * 8**0.5,
     ),
+    "upper-half": Way(
+        "as all, in the upper half of the layers", (2e-3, 4e-3), packs=2, targets=ALL, change="upper-half"
+    ),
+    "lora-plus": Way("as all, 16 times the rate for B", (2.5e-4, 5e-4), packs=2, targets=ALL, change="lora-plus"),
+    "eva": Way("as all, A from the inputs (EVA)", (1e-3, 2e-3), packs=2, targets=ALL, change="eva"),
+    "constant": Way("as all, the rate stays constant", (1e-3, 2e-3), packs=2, targets=ALL, change="constant"),
+    "linear": Way("as all, the rate falls on a line", (1e-3, 2e-3), packs=2, targets=ALL, change="linear"),
+    "warm-up": Way("as all, warm-up over a fifth of the steps", (2e-3, 4e-3), packs=2, targets=ALL, warmup=0.2),
+    "short-first": Way("as all, short conversations first", (1e-3, 2e-3), packs=2, targets=ALL, change="short-first"),
 }
 SPEED = 0.125  # passes of a run that measures the speed
 TARGETS = ("published", "rate")  # the ways whose loss after a whole pass the others have to reach
@@ -229,7 +239,7 @@ def read_raced(race: Race) -> list[dict[str, Any]]:
 
 
 def summary(race: Race) -> dict[str, Any]:
-    """The targets, and a row for each way; a way of which only trials were run has the best of them."""
+    """The targets, a row for each way that raced, and the final losses of all trials by their rate."""
     raced = read_raced(race)
     targets = {}
     for name in TARGETS:
@@ -339,18 +349,21 @@ def picture(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     def down(loss: float) -> float:
         return 20 + (bottom - 20) * (high - loss) / (high - low)
 
+    def colour(number: int) -> str:
+        return f"hsl({round(360 * number / len(names))} 65% 45%)"
+
     out, names = [], list(found["ways"])
     for one in runs:
-        colour = COLOURS[names.index(one["way"]) % len(COLOURS)]
         line = " ".join(f"{across(tokens):.0f},{down(loss):.0f}" for tokens, loss in one["losses"])
-        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        stroke = colour(names.index(one["way"]))
+        out.append(f'<polyline points="{line}" fill="none" stroke="{stroke}" stroke-width="2"/>')
     for number, goal in enumerate(found["targets"].values(), 1):
         y = down(goal["loss"])
         out.append(f'<path d="M{left} {y:.0f}H{right}" stroke="#6b7280" stroke-dasharray="4"/>')
         out.append(f'<text x="{left + 4}" y="{y - 5:.0f}">target {number}</text>')
     for number, name in enumerate(names):
-        colour = COLOURS[number % len(COLOURS)]
-        out.append(f'<text x="{right + 20}" y="{30 + 20 * number}" style="fill: {colour}">{name}</text>')
+        style = f"fill: {colour(number)}"
+        out.append(f'<text x="{right + 20}" y="{30 + 20 * number}" style="{style}">{name}</text>')
     ticks = [count for count in (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5) if least <= count <= most]
     labels = [(across(count) - 20, bottom + 22, f"{count:,.0f}") for count in ticks]
     labels += [(left, bottom + 42, "tokens trained on"), (0, 24, f"{high:.2f}"), (0, bottom, f"{low:.2f}")]
