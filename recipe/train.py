@@ -82,6 +82,7 @@ def find_or_train(config: Config, device: "torch.device", ranks: "Ranks", stop: 
         with deterministic(device.type == "cuda"):
             return {"results": do(config, opened, copy, device, ranks, stop)}
     with lock_file(opened.lock, f"another process trains in {opened.folder}: wait for it to end, or stop it"):
+        opened.records()  # the results are recorded there: damage is found before the work, not after
         opened.begin(config)
         with deterministic(device.type == "cuda") as exceptions:
             results = do(config, opened, copy, device, ranks, stop)

@@ -8,6 +8,7 @@ import pytest
 
 from recipe import evaluate, provenance, report, train
 from recipe.core.cli import entry
+from recipe.core.errors import RecipeError
 from recipe.core.lineage import compare, trace, verify_all
 from recipe.core.manifest import read_manifest
 from recipe.core.run import Run
@@ -124,3 +125,13 @@ def test_a_file_beside_weights_that_no_manifest_lists_is_named(tiny_base, tmp_pa
     (folder / "a.safetensors").write_bytes(b"")
     assert provenance.main(["verify", str(folder)]) == 1
     assert "a.safetensors is in no manifest" in capsys.readouterr().out
+
+
+def test_damaged_records_stop_training_before_its_first_step(trained_run):
+    config, run = trained_run
+    run.manifest_file.unlink()  # killed just before the end
+    records = run.folder / "records.json"
+    records.write_text(records.read_text().replace("metrics", "metricz"))
+    with pytest.raises(RecipeError, match=r"records.json is damaged: restore it"):
+        train.run(config)
+    assert not run.manifest_file.exists()

@@ -68,7 +68,7 @@ def _read_row(run: Run, mine: dict[str, str] | None, others: Sequence[dict[str, 
     try:
         evaluation, state = read_evaluation(run), ""
     except RecipeError:
-        evaluation, state = {}, "eval.json altered"
+        evaluation, state = {}, "evaluation altered"
     metrics = read_metrics(run.metrics)
     known = [each for each in others if each is not None]
     different = {key: value for key, value in mine.items() if any(each.get(key) != value for each in known)}
