@@ -41,6 +41,19 @@ def test_tokens_to_the_target_are_interpolated(target, tokens):
     assert race.tokens_to(CURVE, target) == tokens
 
 
+@pytest.mark.parametrize(
+    ("losses", "rate"),
+    [
+        ({1: 3.0, 2: 2.0}, 4),
+        ({1: 2.0, 2: 3.0}, 0.5),
+        ({1: 3.0, 2: 2.0, 4: 2.5}, None),
+        ({1: 2.0}, 2),
+    ],
+)
+def test_the_search_for_a_rate_goes_on_until_worse_ones_lie_on_both_sides(losses, rate):
+    assert race.next_rate(losses) == rate
+
+
 @pytest.mark.parametrize("name", race.WAYS)
 def test_every_way_is_a_valid_config(name):
     way = race.WAYS[name]
@@ -152,7 +165,8 @@ def test_the_fast_config_has_the_settings_of_the_fastest_way():
         configs.load(ROOT / "recipe" / "configs" / f"{name}.toml") for name in ("vicuna-7b-p100", "vicuna-7b-p100-fast")
     )
     way, found = race.WAYS["all"], race.summary(race.Race())["ways"]
-    assert min(found, key=lambda name: max(found[name]["loss"])) == "all"
+    needed = {name: one["to"]["rate"]["tokens"] for name, one in found.items()}
+    assert min((name for name in needed if all(needed[name])), key=lambda name: sum(needed[name])) == "all"
     # the best rate falls with the width: 576 of SmolLM2-135M, 4,096 of 7B; see the config
     rate = found["all"]["learning_rate"] * (576 / 4096) ** 0.781
     assert fast.train.learning_rate == pytest.approx(rate, rel=0.1)

@@ -20,6 +20,7 @@ import math
 import statistics
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(BENCH), str(ROOT / "tests" / "reproduce")]
 CONFIG = BENCH / "race.toml"
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # rates are chosen on another seed than those of the race
-EVAL_PACKS = 8  # a validation every 8 packs, 3,300 tokens; at least 4 steps
+EVAL_PACKS = 8  # a validation every 8 packs, 3,300 tokens, or every 4 steps if that is more
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]
 
@@ -45,7 +46,9 @@ class Way:
     packs: int = 16  # of 512 tokens, a step
     targets: Sequence[str] = ("q_proj", "v_proj")
     rank: int = 8
-    scale: float = 2.0  # alpha / rank; rsLoRA (arXiv:2312.03732) multiplies it by sqrt(rank)
+    scale: float = (
+        2.0  # alpha / rank; in rsLoRA (arXiv:2312.03732) it falls with the square root of the rank, not the rank
+    )
     epochs: float = 0.125  # the learning rate decays to zero over these passes
     dropout: float = 0.05
     warmup: float = 0.03
@@ -80,17 +83,17 @@ WAYS = {
     "all-rank-16": Way("2 packs a step, rank 16 on all layers", (1e-3, 2e-3), packs=2, targets=ALL, rank=16),
     "all-rank-64": Way(
         "2 packs a step, rank 64 on all layers, scaled as rsLoRA does",
-        (5e-4, 1e-3),
+        (1e-3, 2e-3, 4e-3),
         packs=2,
         targets=ALL,
         rank=64,
-        scale=2 * 8**0.5,
+        scale=2 / 8**0.5,
     ),
     "upper-half": Way(
         "as all, in the upper half of the layers", (2e-3, 4e-3), packs=2, targets=ALL, change="upper-half"
     ),
     "lora-plus": Way("as all, 16 times the rate for B", (2.5e-4, 5e-4), packs=2, targets=ALL, change="lora-plus"),
-    "eva": Way("as all, A from the inputs (EVA)", (1e-3, 2e-3), packs=2, targets=ALL, change="eva"),
+    "eva": Way("as all, A from its inputs (EVA with equal ranks)", (1e-3, 2e-3), packs=2, targets=ALL, change="eva"),
     "constant": Way("as all, the rate stays constant", (1e-3, 2e-3), packs=2, targets=ALL, change="constant"),
     "linear": Way("as all, the rate falls on a line", (1e-3, 2e-3), packs=2, targets=ALL, change="linear"),
     "warm-up": Way("as all, warm-up over a fifth of the steps", (2e-3, 4e-3), packs=2, targets=ALL, warmup=0.2),
@@ -117,6 +120,10 @@ class Race:
     @property
     def speeds(self) -> Path:
         return BENCH / "results" / f"{self.name}-speed.json"
+
+    def latest(self, runs: Path) -> Path:
+        """The newest run in the folder `runs`."""
+        return runs / str(tomllib.loads(self.config.read_text(encoding="utf-8"))["name"]) / "latest"
 
     @property
     def runs(self) -> Path:
@@ -165,13 +172,20 @@ def main() -> int:
 
 
 def tune(race: Race, name: str, rates: Sequence[float]) -> None:
-    """Short runs with these rates, unless the way has but one. After the first, one that is worse ends the search."""
-    best = math.inf
-    for rate in rates if len(WAYS[name].rates) > 1 else ():
-        trial = curve(race, name, TUNING_SEED, rate, WAYS[name].trial)
-        if trial["loss"] > best:
-            break
-        best = trial["loss"]
+    """Short runs with these rates, unless the way has but one, and beyond them while the best is the last of a side."""
+    if len(WAYS[name].rates) == 1:
+        return
+    found = {rate: curve(race, name, TUNING_SEED, rate, WAYS[name].trial)["loss"] for rate in rates}
+    while (rate := next_rate(found)) is not None:
+        found[rate] = curve(race, name, TUNING_SEED, rate, WAYS[name].trial)["loss"]
+
+
+def next_rate(losses: Mapping[float, float]) -> float | None:
+    """Half or twice the best rate if that is the lowest or the highest of those tried; None if it lies between."""
+    best, tried = min(losses, key=lambda rate: losses[rate]), sorted(losses)
+    if best == tried[-1]:
+        return best * 2
+    return best / 2 if best == tried[0] else None
 
 
 def chosen_rate(race: Race, name: str) -> float:
@@ -180,27 +194,32 @@ def chosen_rate(race: Race, name: str) -> float:
         return WAYS[name].rates[0]
     trials = [one for one in race.read_curves() if one["way"] == name and one["seed"] == TUNING_SEED]
     if not trials:
-        command = f"python tests/bench/race.py tune --ways {name}"
+        command = f"python tests/bench/race.py tune --config {race.config} --ways {name}"
         raise SystemExit(f"error: no learning rate was chosen for {name} yet: run `{command}` first")
     return min(trials, key=lambda one: one["loss"])["learning_rate"]
 
 
 def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[str, Any]:
-    """The run's validation losses by tokens: read from its file, or made now."""
+    """The run's validation losses by tokens: read from its file, or made now. Raises SystemExit: of other settings."""
     file = race.curves / f"{name}-{rate:g}-{epochs:g}-seed{seed}.json"
+    settings = WAYS[name].settings(seed, rate, epochs)
+    validate = {"train.eval_steps": settings.pop("train.eval_steps")}  # changes no result
     if not file.is_file():
         print(f"== {file.stem}", file=sys.stderr, flush=True)
         runs = race.runs / file.stem
-        results = train(race, WAYS[name], WAYS[name].settings(seed, rate, epochs) | {"runs": runs})
+        results = train(race, WAYS[name], {**settings, **validate, "runs": runs})
         losses = [
             (round(results["tokens"] * row["epoch"]), row["eval_loss"])
-            for row in metrics(runs / "race" / "latest", "eval_loss")
+            for row in metrics(race.latest(runs), "eval_loss")
         ]
-        one = {"way": name, "seed": seed, "learning_rate": rate, "epochs": epochs, "tokens": losses[-1][0]}
-        one |= {"loss": results["validation_loss"], "losses": losses}
+        one = {"way": name, "seed": seed, "learning_rate": rate, "epochs": epochs, "settings": settings}
+        one |= {"tokens": losses[-1][0], "loss": results["validation_loss"], "losses": losses}
         race.curves.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(one) + "\n", encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        raise SystemExit(f"error: {file} is of other settings of {name}: remove it and {race.runs / file.stem}")
+    return found
 
 
 def train(race: Race, way: Way, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,23 +238,32 @@ def metrics(run: Path, key: str) -> list[dict[str, Any]]:
 
 
 def measure_speed(race: Race, ways: Sequence[str], turns: int = 2) -> None:
-    """Tokens per second of short runs of these ways, which take turns; they are added to those measured before."""
+    """Tokens per second of short runs of these ways, which take turns, until each has `turns` on this machine."""
     from run import machine
 
     speeds = race.read_speeds()
     for turn in range(turns):
         for name in ways if turn % 2 else reversed(ways):
+            measured = speeds.setdefault(name, [])
+            if sum(one["machine"] == machine() for one in measured) > turn:
+                continue
             with tempfile.TemporaryDirectory() as runs:
                 settings = WAYS[name].settings(turn, 3e-4, SPEED) | {"runs": runs, "train.eval_steps": 0}
                 train(race, WAYS[name], settings)
-                last = metrics(Path(runs) / "race" / "latest", "loss")[-1]
-            speeds.setdefault(name, []).append({"tokens_per_second": last["tokens_per_second"], "machine": machine()})
+                last = metrics(race.latest(Path(runs)), "loss")[-1]
+            measured.append({"tokens_per_second": last["tokens_per_second"], "machine": machine()})
             race.speeds.write_text(json.dumps(speeds, indent=1) + "\n", encoding="utf-8")
 
 
 def read_raced(race: Race) -> list[dict[str, Any]]:
-    """The curves of the race itself, without the trials that chose the rates."""
-    return [one for one in race.read_curves() if one["seed"] != TUNING_SEED]
+    """The curves of the race itself: with the chosen rates, and without the trials that chose them."""
+    return [
+        one
+        for one in race.read_curves()
+        if one["seed"] != TUNING_SEED
+        and one["learning_rate"] == chosen_rate(race, one["way"])
+        and one["epochs"] == WAYS[one["way"]].epochs
+    ]
 
 
 def summary(race: Race) -> dict[str, Any]:
@@ -269,13 +297,19 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
         "loss": [one["loss"] for one in runs],
         "to": {},
     }
-    speeds = [one["tokens_per_second"] for one in race.read_speeds().get(name, [])]
+    speeds = race.read_speeds().get(name, [])
+    speed = [one["tokens_per_second"] for one in speeds if one["machine"] == speeds[-1]["machine"]]
     for target, goal in targets.items():
         needed = [goal["tokens"] if name == target else tokens_to(one["losses"], goal["loss"]) for one in runs]
         reached = [one for one in needed if one]
-        found["to"][target] = {"tokens": needed, "times_fewer": [round(goal["tokens"] / one, 2) for one in reached]}
-        if speeds and reached:
-            found["to"][target]["seconds"] = round(statistics.mean(reached) / statistics.mean(speeds))
+        found["to"][target] = {
+            "tokens": needed,
+            "times_fewer": [round(goal["tokens"] / one, 2) for one in reached],
+            "bound": name != target
+            and any(tokens == one["losses"][0][0] for tokens, one in zip(needed, runs, strict=True)),
+        }
+        if speed and reached:
+            found["to"][target]["seconds"] = round(statistics.mean(reached) / statistics.mean(speed))
     return found
 
 
@@ -311,7 +345,12 @@ def markdown(found: Mapping[str, Any]) -> str:
             reached = [tokens for tokens in to["tokens"] if tokens]
             missed = f", {len(to['tokens']) - len(reached)} not reached" if len(reached) < len(to["tokens"]) else ""
             seconds = f"{to['seconds']:,}" if "seconds" in to else "-"
-            cells += [span(reached, "{:,.0f}") + missed, span(to["times_fewer"], "{:.1f}"), seconds]
+            most, least = ("at most ", "at least ") if to["bound"] else ("", "")
+            cells += [
+                most + span(reached, "{:,.0f}") + missed,
+                least + span(to["times_fewer"], "{:.1f}"),
+                most + seconds,
+            ]
         rows.append([*cells, f"{span(one['loss'], '{:.3f}')} at {max(one['tokens']):,} tokens"])
     lines = [table([*head, "loss at its end"], rows), ""]
     for number, (name, goal) in enumerate(targets.items(), 1):
@@ -319,7 +358,10 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines.append(
             f"Target {number}: {goal['loss']:.4f}, the loss of `{name}` after {goal['tokens']:,} tokens ({losses})."
         )
-    lines += ["Means over the seeds (lowest to highest). The first validation is an upper bound on the tokens.", ""]
+    lines += [
+        "Means over the seeds (lowest to highest). At most: the first validation was below the target already.",
+        "",
+    ]
     trials = [
         [f"{name}: {WAYS[name].about}", ", ".join(f"{rate}: {loss:.4f}" for rate, loss in each.items())]
         for name, each in found["trials"].items()

@@ -5,8 +5,7 @@ a setting; the others stay here.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,10 @@ def lora_plus() -> None:
 
 
 def eva() -> None:
-    """A starts as the directions in which its inputs vary most, over the first packs (EVA, arXiv:2410.07170)."""
+    """A starts as the principal directions of its inputs at trained tokens, over the first packs.
+
+    EVA (arXiv:2410.07170) without its redistribution of ranks between layers.
+    """
     from recipe.training import setup
 
     kept: list[PackedDataset] = []
@@ -62,39 +64,43 @@ def eva() -> None:
 
 
 def start_from_inputs(model: "PeftModel", data: "PackedDataset") -> None:
-    """Set every A, [rank, in], to the leading eigenvectors of its inputs' second moments, [in, in]."""
+    """Set every A, [rank, in], to the leading eigenvectors of the covariance of its inputs, [in, in]."""
+    from recipe.model.likelihood import IGNORED
     from recipe.training.dataset import separate
 
     downs = {name: module for name, module in model.named_modules() if name.endswith(".lora_A.default")}
+    inputs = {name: Moments() for name in downs}
+    handles = [module.register_forward_pre_hook(inputs[name].add) for name, module in downs.items()]
     model.eval()  # no dropout
-    with torch.no_grad(), second_moments(downs) as moments:
+    with torch.no_grad():
         for number in range(min(EVA_PACKS, len(data))):
             for sample in separate(data[number]):
+                trained = torch.tensor(sample["labels"]) != IGNORED
+                for each in inputs.values():
+                    each.rows = trained
                 model(input_ids=torch.tensor([sample["input_ids"]]))
-    for name, module in downs.items():
-        _, vectors = torch.linalg.eigh(moments[name])  # in ascending order
-        module.weight.data.copy_(vectors[:, -module.weight.shape[0] :].T.flip(0))
     model.train()
+    for handle in handles:
+        handle.remove()
+    for name, module in downs.items():
+        _, vectors = torch.linalg.eigh(inputs[name].covariance())  # in ascending order
+        module.weight.data.copy_(vectors[:, -module.weight.shape[0] :].T.flip(0))
 
 
-@contextmanager
-def second_moments(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """Name -> sum of x xT over all tokens that the module has seen so far, fp32 [in, in]."""
-    moments: dict[str, torch.Tensor] = {}
+class Moments:
+    """Count, sum [in] and sum of x xT [in, in] of a module's inputs at chosen tokens (`rows`, bool [tokens])."""
 
-    def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            moments[name] = moments.get(name, 0) + x.T @ x
+    def __init__(self) -> None:
+        self.rows = torch.zeros(0, dtype=torch.bool)
+        self.count, self.total, self.square = 0, torch.zeros(()), torch.zeros(())
 
-        return add
+    def add(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0][0, self.rows].float()
+        self.count, self.total, self.square = self.count + len(x), self.total + x.sum(0), self.square + x.T @ x
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield moments
-    finally:
-        for handle in handles:
-            handle.remove()
+    def covariance(self) -> torch.Tensor:
+        mean = self.total / self.count
+        return self.square / self.count - torch.outer(mean, mean)
 
 
 def upper_half() -> None:
