@@ -132,6 +132,6 @@ def test_damaged_records_stop_training_before_its_first_step(trained_run):
     run.manifest_file.unlink()  # killed just before the end
     records = run.folder / "records.json"
     records.write_text(records.read_text().replace("metrics", "metricz"))
-    with pytest.raises(RecipeError, match=r"records.json is damaged: restore it"):
+    with pytest.raises(RecipeError, match=r"records.json is damaged: restore a copy"):
         train.run(config)
     assert not run.manifest_file.exists()

@@ -167,7 +167,7 @@ class Run:
             return dict(read_manifest(self.folder, RECORDS)["outputs"])
         except RecipeError:
             raise RecipeError(
-                f"{file} is damaged: restore it from a copy, or remove it, eval.json and exports.json and evaluate again"
+                f"{file} is damaged: restore a copy of it, or remove it, eval.json and exports.json and evaluate again"
             ) from None
 
     def record(self, *names: str) -> None:
