@@ -87,7 +87,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def llamacpp(session: nox.Session) -> None:
-    """Compile llama.cpp once (about 20 minutes on 2 cores, needs a C++ compiler) and let it read our GGUF files."""
+    """Compile llama.cpp once (about 30 minutes on 2 cores, needs a C++ compiler) and let it read our GGUF files."""
     python = _build_llamacpp(session)
     session.run(sys.executable, "-m", "pytest", "tests/llamacpp", *session.posargs, env={"LLAMACPP_PYTHON": python})
 

@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(BENCH), str(ROOT / "tests" / "reproduce")]
 CONFIG = BENCH / "race.toml"
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # rates are chosen on another seed than those of the race
-EVAL_PACKS = 8  # a validation every 8 packs, 3,300 tokens, or every 4 steps if that is more
+EVAL_PACKS = 64  # a validation every 64 packs in a run of a whole pass, every 8 in one of an eighth; at least a step
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]
 
@@ -62,7 +62,7 @@ class Way:
             "lora.dropout": self.dropout,
             "lora.target_modules": json.dumps(list(self.targets)),
             "train.gradient_accumulation_steps": self.packs,
-            "train.eval_steps": max(4, EVAL_PACKS // self.packs),
+            "train.eval_steps": max(1, round(EVAL_PACKS * (epochs or self.epochs)) // self.packs),
             "train.learning_rate": rate,
             "train.warmup_ratio": self.warmup,
             "train.epochs": epochs or self.epochs,
@@ -78,6 +78,7 @@ WAYS = {
     "batch-2": Way("2 packs a step", (1e-3, 2e-3, 4e-3), packs=2),
     "mlp": Way("2 packs a step, adapters on the MLP", (1e-3, 2e-3), packs=2, targets=MLP),
     "all": Way("2 packs a step, adapters on all layers", (1e-3, 2e-3, 4e-3), packs=2, targets=ALL),
+    "all-half": Way("as all, over half a pass", (2e-3,), packs=2, targets=ALL, epochs=0.5),
     "all-batch-4": Way("4 packs a step, adapters on all layers", (1e-3, 2e-3), packs=4, targets=ALL),
     "all-batch-1": Way("1 pack a step, adapters on all layers", (1e-3, 2e-3), packs=1, targets=ALL),
     "all-rank-16": Way("2 packs a step, rank 16 on all layers", (1e-3, 2e-3), packs=2, targets=ALL, rank=16),
