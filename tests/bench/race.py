@@ -345,12 +345,12 @@ def markdown(found: Mapping[str, Any]) -> str:
             to = one["to"][target]
             reached = [tokens for tokens in to["tokens"] if tokens]
             missed = f", {len(to['tokens']) - len(reached)} not reached" if len(reached) < len(to["tokens"]) else ""
-            seconds = f"{to['seconds']:,}" if "seconds" in to else "-"
             most, least = ("at most ", "at least ") if to["bound"] else ("", "")
+            seconds = f"{most}{to['seconds']:,}" if "seconds" in to else "-"
             cells += [
                 most + span(reached, "{:,.0f}") + missed,
                 least + span(to["times_fewer"], "{:.1f}"),
-                most + seconds,
+                seconds,
             ]
         rows.append([*cells, f"{span(one['loss'], '{:.3f}')} at {max(one['tokens']):,} tokens"])
     lines = [table([*head, "loss at its end"], rows), ""]
