@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from recipe import train
 from recipe.core import config as configs
+from recipe.planning.whole import make_plan
 from recipe.training import arguments, dataset, setup
 from recipe.training.trainer import LoraTrainer
 
@@ -164,14 +165,27 @@ def test_the_fast_config_has_the_settings_of_the_fastest_way():
     published, fast = (
         configs.load(ROOT / "recipe" / "configs" / f"{name}.toml") for name in ("vicuna-7b-p100", "vicuna-7b-p100-fast")
     )
-    way, found = race.WAYS["all"], race.summary(race.Race())["ways"]
+    way, found = race.WAYS["all-half"], race.summary(race.Race())["ways"]
     needed = {name: one["to"]["rate"]["tokens"] for name, one in found.items()}
-    assert min((name for name in needed if all(needed[name])), key=lambda name: sum(needed[name])) == "all"
+    assert min((name for name in needed if all(needed[name])), key=lambda name: sum(needed[name])) == "all-half"
     # the best rate falls with the width: 576 of SmolLM2-135M, 4,096 of 7B; see the config
-    rate = found["all"]["learning_rate"] * (576 / 4096) ** 0.781
+    rate = found["all-half"]["learning_rate"] * (576 / 4096) ** 0.781
     assert fast.train.learning_rate == pytest.approx(rate, rel=0.1)
     assert fast.lora == dataclasses.replace(published.lora, rank=way.rank, target_modules=tuple(way.targets))
-    changed = {"gradient_accumulation_steps": way.packs, "learning_rate": fast.train.learning_rate, "epochs": 0.5}
+    changed = {
+        "gradient_accumulation_steps": way.packs,
+        "epochs": way.epochs,
+        "learning_rate": fast.train.learning_rate,
+    }
     unhashed = {name: getattr(fast.train, name) for name in ("eval_steps", "save_steps")}  # they change no result
     assert fast.train == dataclasses.replace(published.train, **changed, **unhashed)
     assert (fast.base, fast.corpus) == (published.base, published.corpus)
+
+
+def test_the_readme_says_the_planned_hours_of_both_configs():
+    configs_of = (
+        configs.load(ROOT / "recipe" / "configs" / f"{name}.toml") for name in ("vicuna-7b-p100-fast", "vicuna-7b-p100")
+    )
+    fast, published = ([f"{hours:.1f}" for hours in sorted(make_plan(one, tokens=10**8).hours)] for one in configs_of)
+    said = "{} to {} hours on a P100 instead of {} to {} (arithmetic".format(*fast, *published)
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")

@@ -305,6 +305,7 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
         reached = [one for one in needed if one]
         found["to"][target] = {
             "tokens": needed,
+            "mean_tokens": round(statistics.mean(reached)) if reached else None,
             "times_fewer": [round(goal["tokens"] / one, 2) for one in reached],
             "bound": name != target
             and any(tokens == one["losses"][0][0] for tokens, one in zip(needed, runs, strict=True)),
