@@ -298,8 +298,7 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
         "loss": [one["loss"] for one in runs],
         "to": {},
     }
-    speeds = race.read_speeds().get(name, [])
-    speed = [one["tokens_per_second"] for one in speeds if one["machine"] == speeds[-1]["machine"]]
+    speed = read_speed(race, WAYS[name])
     for target, goal in targets.items():
         needed = [goal["tokens"] if name == target else tokens_to(one["losses"], goal["loss"]) for one in runs]
         reached = [one for one in needed if one]
@@ -313,6 +312,17 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
         if speed and reached:
             found["to"][target]["seconds"] = round(statistics.mean(reached) / statistics.mean(speed))
     return found
+
+
+def read_speed(race: Race, way: Way) -> list[float]:
+    """Tokens per second on the machine of the last turn, of the ways that compute the same for a pack as `way`."""
+    same = [
+        turn
+        for name, turns in race.read_speeds().items()
+        for turn in turns
+        if (WAYS[name].targets, WAYS[name].rank, WAYS[name].change) == (way.targets, way.rank, way.change)
+    ]
+    return [turn["tokens_per_second"] for turn in same if turn["machine"] == same[-1]["machine"]]
 
 
 def tokens_to(losses: Sequence[tuple[int, float]], target: float) -> int | None:
