@@ -2,7 +2,7 @@
 
     python tests/bench/race.py                              everything that is missing, then the table and the picture
     python tests/bench/race.py run --ways batch-2 --seeds 0    some of it; tune: choose each way's rate; table: no runs
-    python tests/bench/race.py speed                        seconds a token of each way, taking turns (idle machine)
+    python tests/bench/race.py speed                        tokens per second of each way, taking turns (idle machine)
     python tests/bench/race.py --config FILE                the same on another base or data, with the file's name
 
 The first target is the mean validation loss that the published settings (race.toml) end with after one pass over a
@@ -143,7 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "tune", "run", "speed", "table"), default="all")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N", help="default: 0 1 2")
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: race.toml beside this")
     parser.add_argument("--rates", type=float, nargs="+", metavar="RATE", help="the learning rates to choose from")
     parser.add_argument("--json", action="store_true", help="print the numbers instead of the table")
