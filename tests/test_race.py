@@ -26,7 +26,7 @@ def load_script(name):
     return module
 
 
-race, race_change = load_script("race"), load_script("race_change")
+race, race_change, race_report = map(load_script, ("race", "race_change", "race_report"))
 
 CURVE = [(1000, 3.0), (2000, 2.0), (3000, 1.5)]
 
@@ -83,8 +83,8 @@ def test_the_table_and_the_picture_are_those_of_the_curves(config):
         pytest.skip("no race was run yet")
     found = race.summary(raced)
     assert json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(found))
-    assert file.with_suffix(".md").read_text(encoding="utf-8") == race.markdown(found)
-    assert file.with_suffix(".svg").read_text(encoding="utf-8") == race.picture(found, race.read_raced(raced))
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == race_report.markdown(found)
+    assert file.with_suffix(".svg").read_text(encoding="utf-8") == race_report.picture(found, race.read_raced(raced))
 
 
 def test_both_races_have_the_published_settings():
