@@ -12,6 +12,8 @@ import torch
 
 from recipe.pascal.constants import LOGIT_ROWS
 
+VOCABULARY_TILE = 1536  # tokens of a matmul on a CPU, which is a seventh slower over a whole vocabulary at once
+
 
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
@@ -25,7 +27,7 @@ class _ChunkedNll(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             target = targets[rows, None]
-            logits = torch.mm(hidden[rows].to(weight.dtype), weight.t(), out=logit_buffer[: len(target)])
+            logits = _logits(hidden[rows], weight, out=logit_buffer[: len(target)])
             log_chances = torch.ops.aten._log_softmax.out(logits.to(wide), 1, False, out=wide_buffer[: len(target)])
             total -= log_chances.gather(1, target).sum()
             if grad is not None:
@@ -64,8 +66,19 @@ def token_nll(
 ) -> torch.Tensor:
     """Negative log-likelihood in nats of each of `targets`, [n] fp32, without gradients; see `chunked_nll`."""
     out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=weight.dtype)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
-        logits = (hidden[rows].to(weight.dtype) @ weight.t()).float()
-        out[rows] = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none")
+        logits = _logits(hidden[rows], weight, out=buffer[: len(targets[rows])])
+        out[rows] = torch.nn.functional.cross_entropy(logits.float(), targets[rows], reduction="none")
+    return out
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """hidden [n, d] times weight [v, d] transposed -> out [n, v] in the weight's dtype."""
+    hidden = hidden.to(weight.dtype)
+    width = len(weight) if hidden.is_cuda else VOCABULARY_TILE
+    for start in range(0, len(weight), width):
+        part = slice(start, start + width)
+        torch.mm(hidden, weight[part].t(), out=out[:, part])
     return out

@@ -10,33 +10,35 @@ from typing import Any
 
 import torch
 
-TILE = 64  # queries: the scores of a group of heads over thousands of keys are a few MB and fit the caches
+TILE = 64  # queries: their scores over a thousand keys are a few MB and fit the caches
 
 
 class _TiledCausal(torch.autograd.Function):
-    """Queries [groups, heads of a group, n, d], keys and values [groups, n, d]."""
+    """Queries [heads, n, d], keys and values [kv_heads, n, d]."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
+        keys, values = _repeat(query, key, value)
         output = torch.empty_like(query)
-        for rows, seen in _tiles(query.shape[2]):
-            weights = _weights(query[:, :, rows], key[:, seen])
-            output[:, :, rows] = _split(torch.bmm(weights, value[:, seen]), query)
+        for rows, seen in _tiles(query.shape[1]):
+            output[:, rows] = torch.bmm(_weights(query[:, rows], keys[:, seen]), values[:, seen])
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query, key, value = ctx.saved_tensors
-        by_query, by_key, by_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for rows, seen in _tiles(query.shape[2]):
-            grad = grads[0][:, :, rows].flatten(1, 2)
-            weights = _weights(query[:, :, rows], key[:, seen])
-            by_value[:, seen].baddbmm_(weights.transpose(1, 2), grad)
-            by_weights = torch.bmm(grad, value[:, seen].transpose(1, 2))
+        keys, values = _repeat(query, key, value)
+        by_query, by_keys, by_values = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
+        for rows, seen in _tiles(query.shape[1]):
+            grad = grads[0][:, rows]
+            weights = _weights(query[:, rows], keys[:, seen])
+            by_values[:, seen].baddbmm_(weights.transpose(1, 2), grad)
+            by_weights = torch.bmm(grad, values[:, seen].transpose(1, 2))
             by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            by_query[:, :, rows] = _split(torch.bmm(by_scores, key[:, seen]), query)
-            by_key[:, seen].baddbmm_(by_scores.transpose(1, 2), query[:, :, rows].flatten(1, 2))
+            by_query[:, rows] = torch.bmm(by_scores, keys[:, seen])
+            by_keys[:, seen].baddbmm_(by_scores.transpose(1, 2), query[:, rows])
+        by_key, by_value = (each.unflatten(0, (len(key), -1)).sum(1) for each in (by_keys, by_values))
         scale = query.shape[-1] ** -0.5
         return by_query.mul_(scale), by_key.mul_(scale), by_value
 
@@ -47,8 +49,12 @@ def tiled_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
     query [1, heads, n, d], key and value [1, kv_heads, n, d], of one dtype -> [1, heads, n, d]; what
     F.scaled_dot_product_attention(..., is_causal=True) gives for repeated keys and values.
     """
-    groups = key.shape[1]
-    return _TiledCausal.apply(query[0].unflatten(0, (groups, -1)), key[0], value[0]).flatten(0, 1)[None]
+    return _TiledCausal.apply(query[0], key[0], value[0])[None]
+
+
+def _repeat(query: torch.Tensor, *states: torch.Tensor) -> list[torch.Tensor]:
+    """Each of states [kv_heads, n, d] as [heads, n, d]: a batch of a few groups leaves some of the CPU's cores idle."""
+    return [each.repeat_interleave(len(query) // len(each), dim=0) for each in states]
 
 
 def _tiles(length: int) -> Iterator[tuple[slice, slice]]:
@@ -59,14 +65,9 @@ def _tiles(length: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Softmax [groups, heads * b, k] of the scores of the last b of k positions."""
-    rows = query.shape[2]
-    scores = torch.bmm((query * query.shape[-1] ** -0.5).flatten(1, 2), key.transpose(1, 2))
+    """Softmax [heads, b, k] of the scores of the last b of k positions."""
+    rows = query.shape[1]
+    scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
     future = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu_(1)
-    _split(scores, query)[..., -rows:].masked_fill_(future, float("-inf"))
+    scores[..., -rows:].masked_fill_(future, float("-inf"))
     return scores.softmax(dim=-1)
-
-
-def _split(merged: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """[groups, heads * b, x] -> [groups, heads, b, x]"""
-    return merged.unflatten(1, (query.shape[1], -1))

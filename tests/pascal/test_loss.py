@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from recipe.pascal.loss import chunked_nll
+from recipe.pascal.loss import chunked_nll, token_nll
 
 MB = 10**6
 
@@ -55,6 +55,18 @@ def test_loss_and_gradient_equal_cross_entropy(chunk):
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
     our_grad, expected_grad = (torch.autograd.grad(loss / 3, hidden)[0] for loss in (ours, expected))
     torch.testing.assert_close(our_grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vocabulary_of_several_tiles(monkeypatch):
+    monkeypatch.setattr("recipe.pascal.loss.VOCABULARY_TILE", 100)
+    hidden, weight, targets = inputs(64, 24, 301)
+    logits = hidden @ weight.t()
+    torch.testing.assert_close(
+        chunked_nll(hidden, weight, targets, 50), F.cross_entropy(logits, targets, reduction="sum")
+    )
+    torch.testing.assert_close(
+        token_nll(hidden, weight, targets, 50), F.cross_entropy(logits, targets, reduction="none")
+    )
 
 
 def test_gradient_is_the_functions_own():
