@@ -14,6 +14,7 @@ from typing import Any
 
 from recipe.conversations.formats import export, inspect
 from recipe.conversations.pipeline.build import build_corpus
+from recipe.conversations.pipeline.cluster import ClusterError
 from recipe.conversations.pipeline.resolve import resolve
 from recipe.conversations.pipeline.shards import KilledError
 from recipe.conversations.pipeline.write import NothingLeftError
@@ -21,9 +22,9 @@ from recipe.conversations.samples import render_sample
 from recipe.core import config as configs
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
-from recipe.core.errors import RecipeError, UsageError
+from recipe.core.errors import RecipeError, UnfitError, UsageError
 from recipe.core.files import atomic_folder, check_folder, digest, lock_folder
-from recipe.core.manifest import completed, hash_inputs, write_manifest
+from recipe.core.manifest import check_intact, completed, hash_inputs, write_manifest
 from recipe.core.text import printable, say, show
 from recipe.core.versions import code_sha256
 from recipe.reports.corpus import marked
@@ -52,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
         try:
             results, tokenizer = build_corpus(plan, partial, work)
             write_reports(partial, results, settings, plan.corpus, tokenizer)
-        except KilledError:  # the finished shards are worth keeping
+        except (KilledError, ClusterError, UnfitError):  # the finished shards are worth keeping
             raise
         except NothingLeftError as error:
             shutil.rmtree(work.parent)
@@ -111,10 +112,11 @@ def export_to(config: Config, format: str) -> Path:
 
 
 def prepared(config: Config) -> Path:
-    """The folder of the prepared corpus. Raises UsageError where there is none."""
+    """The folder of the prepared corpus. Raises UsageError where there is none, RecipeError if it was altered."""
     folder = Path(configs.required(config, "corpus.path", "--output DIR"))
     if not (folder / "train.jsonl").is_file():
         raise UsageError(f"there is no prepared corpus at {folder}: pass --source FILE to prepare one")
+    check_intact(folder)
     return folder
 
 

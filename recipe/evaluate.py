@@ -4,6 +4,7 @@ An evaluation that was interrupted resumes where it stopped. --vote also answers
 which people compare the answers without knowing whose they are; --votes counts what they saved.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -39,6 +40,8 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
     identity, texts, choices and instructions (see `results.build_results`). Raises RecipeError if the run, its base or
     its corpus was altered or is another one.
     """
+    import torch
+
     from recipe.evaluation.losses import lines, read_scored
     from recipe.evaluation.results import build_results
     from recipe.evaluation.suite import measure, read_suite
@@ -53,9 +56,12 @@ def run(config: Config, opened: Run) -> dict[str, Any]:
             opened.record(*names)
         return earlier
     check_writable(opened.folder)
-    with lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it"):
+    with lock_run(opened):
         suite = read_suite(config, load_tokenizer(Path(config.base.path)))
+        check_asked(config, provenance)
         tuned = open_run(opened, config)
+        if tuned.model.device.type == "cpu":  # their number decides the order in which sums are added
+            provenance["threads"] = torch.get_num_threads()
         with Parts(opened.eval_parts, read_origin(provenance)) as parts:
             with tuned.model.disable_adapter():
                 base = measure(suite, tuned, "base", config, parts)
@@ -74,8 +80,6 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
     The corpus is verified here, the run and its base by `open_run`, before they are read.
     """
     paths = {"base": Path(config.base.path), "corpus": Path(config.corpus.path)}
-    asked = (*config.evaluate.texts, *config.evaluate.choices)
-    files = {f"file {number}: {Path(path).name}": Path(path) for number, path in enumerate(asked)}  # no machine's path
     check_intact(opened.folder)
     opened.records()  # the results are recorded there: damage is found before the work, not after
     check_inputs(opened.folder, paths)
@@ -83,10 +87,24 @@ def build_provenance(config: Config, opened: Run) -> dict[str, Any]:
     return {
         "stage": STAGE,
         "config": configs.hashed(config.evaluate),
-        "inputs": hash_inputs({"run": opened.folder, **paths, **files}),
+        "inputs": hash_inputs({"run": opened.folder, **paths, **asked_files(config)}),
         "code": code_sha256(),
         "environment": environment(),
     }
+
+
+def asked_files(config: Config) -> dict[str, Path]:
+    """The user's own texts and choices, by a name that no machine's path is in."""
+    asked = (*config.evaluate.texts, *config.evaluate.choices)
+    return {f"file {number}: {Path(path).name}": Path(path) for number, path in enumerate(asked)}
+
+
+def check_asked(config: Config, provenance: dict[str, Any]) -> None:
+    """Raises RecipeError if one of these files is no longer what was hashed before it was read."""
+    files = asked_files(config)
+    for name, found in hash_inputs(files).items():
+        if found != provenance["inputs"][name]:
+            raise RecipeError(f"{files[name]} was written to while it was read: run the same command again")
 
 
 def judge_exports(config: Config, opened: Run) -> dict[str, Any]:
@@ -109,13 +127,19 @@ def judge_exports(config: Config, opened: Run) -> dict[str, Any]:
     data = PackedDataset(rows.select(chosen), config.train.micro_batch_tokens)
     conversations = [ids[number].partition("#")[0] for number in chosen]
     kept = {key: provenance[key] for key in ("inputs", "code")} | {"samples": len(chosen), "of": len(ids)}
-    return exports.judge(opened, find_exports(opened, config), data, conversations, kept)
+    with lock_run(opened):
+        return exports.judge(opened, find_exports(opened, config), data, conversations, kept)
+
+
+def lock_run(opened: Run) -> contextlib.AbstractContextManager[None]:
+    """Only one process at a time trains or evaluates a run."""
+    return lock_file(opened.lock, f"another process works on {opened.folder}: wait for it to end, or stop it")
 
 
 def read_origin(provenance: dict[str, Any]) -> str:
     """A digest of what a part of an evaluation follows from, besides what was asked: the models and the code."""
     inputs = {name: provenance["inputs"][name] for name in ("run", "base")}
-    return digest([inputs, provenance["code"], provenance["environment"]])
+    return digest([inputs, provenance["code"], provenance["environment"], provenance.get("threads")])
 
 
 def list_outputs(config: Config, opened: Run) -> list[Path]:

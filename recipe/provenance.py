@@ -7,7 +7,7 @@ from typing import Any
 
 from recipe.core import config as configs
 from recipe.core.cli import add_run, entry, load_run
-from recipe.core.lineage import PARTS, THREADS, compare, trace, verify_all
+from recipe.core.lineage import ORDER, PARTS, compare, trace, verify_all
 from recipe.core.manifest import differences, read_manifest
 from recipe.core.text import show, table
 from recipe.proof.bundle import bundle
@@ -50,7 +50,7 @@ def run_diff(one: Path, two: Path) -> tuple[dict[str, Any], list[str]]:
     manifests = read_manifest(one), read_manifest(two)
     found = compare(*manifests)
     results = [line for line in differences(*manifests) if line.startswith(("outputs.", "results.", "stage:"))]
-    results = [line for line in results if not line.startswith(THREADS)]
+    results = [line for line in results if not line.startswith(ORDER)]
     if not found and not results:
         return {"parts": {}, "results": []}, ["no difference"]
     rows = [["part", "", "can it change a result?"]]

@@ -305,3 +305,16 @@ def test_a_download_that_differs_from_its_manifest_is_refused(
     manifest["outputs"][name]["sha256"] = "0" * 64
     save_manifest(source / "manifest.json", manifest)
     fails(capsys, source, tmp_path / "out", f"{name} was altered: its sha256 differs from the manifest")
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_is_an_error(tiny_source, tmp_path, monkeypatch, capsys):
+    source = shutil.copytree(tiny_source, tmp_path / "source")
+    (weights,) = source.glob("*.safetensors")
+    write = safetensors.write
+
+    def slow_copy(*arguments):
+        write(*arguments)
+        os.utime(weights, ns=(1, 1))  # rsync --inplace, still at work
+
+    monkeypatch.setattr(safetensors, "write", slow_copy)
+    fails(capsys, source, tmp_path / "out", "was written to while it was read")

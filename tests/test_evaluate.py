@@ -13,6 +13,7 @@ import torch
 
 from recipe import evaluate, provenance
 from recipe.core.cli import entry
+from recipe.core.errors import RecipeError
 from recipe.core.lineage import verify_all
 from recipe.core.run import Run
 from recipe.model.load import load_tokenizer
@@ -264,3 +265,20 @@ def test_what_a_killed_process_did_not_record_is_recorded(trained_run, monkeypat
     assert any("in no manifest" in problem for problem in verify_all(run.folder))
     evaluate.run(config, run)
     assert not any("in no manifest" in problem for problem in verify_all(run.folder))
+
+
+def test_texts_that_change_while_they_are_read_are_an_error(trained_run, tmp_path):
+    config, _ = trained_run
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("one")
+    asked = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, texts=(str(texts),)))
+    provenance = {"inputs": evaluate.hash_inputs(evaluate.asked_files(asked))}
+    evaluate.check_asked(asked, provenance)
+    texts.write_text("two")
+    with pytest.raises(RecipeError, match=r"texts\.jsonl was written to while it was read"):
+        evaluate.check_asked(asked, provenance)
+
+
+def test_the_evaluation_names_its_threads(evaluated_run):
+    _, run = evaluated_run
+    assert json.loads(run.eval_json.read_text())["provenance"]["threads"] == torch.get_num_threads()

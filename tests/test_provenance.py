@@ -75,6 +75,9 @@ def test_a_forged_loss_is_not_reported(run, capsys):
     (run / "eval.json").write_text(json.dumps(result))
     assert entry(lambda: report.main(["--run", str(run)])) == 1
     assert "eval.json has" in capsys.readouterr().err
+    (run / "records.json").unlink()
+    assert entry(lambda: report.main(["--run", str(run)])) == 1
+    assert "eval.json is not in" in capsys.readouterr().err
 
 
 def test_inputs_are_traced_back_to_raw_files(run, capsys):
@@ -135,3 +138,29 @@ def test_damaged_records_stop_training_before_its_first_step(trained_run):
     with pytest.raises(RecipeError, match=r"records.json is damaged: restore a copy"):
         train.run(config)
     assert not run.manifest_file.exists()
+
+
+def test_two_received_runs_that_name_each_other_are_traced_once(run, tmp_path):
+    names = ("one", "two")
+    for name, other in (names, names[::-1]):
+        folder = Path(shutil.copytree(run, tmp_path / name))
+        text, replaced = (folder / "config.toml").read_text(), f'\nstart = "{tmp_path / other}"'
+        assert text.count('\nstart = ""') == 1
+        (folder / "config.toml").write_text(text.replace('\nstart = ""', replaced))
+        manifest = read_manifest(folder)
+        manifest["inputs"] = {"start": "0"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert [link.owner.name for link in trace(tmp_path / "one")] == ["one", "two"]
+
+
+def test_a_damaged_manifest_inside_does_not_hide_the_rest(run):
+    checkpoint = next((run / "checkpoints").glob("checkpoint-*"))
+    (checkpoint / "manifest.json").write_text("{")
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    problems = "\n".join(verify_all(run))
+    assert "adapter_config.json" in problems and str(checkpoint) in problems
+
+
+def test_what_a_conversion_reads_is_weights(run):
+    one = {"stage": "convert", "inputs": {"model.gguf": "1", "config.json": "1"}}
+    assert set(compare(one, {**one, "inputs": {"model.gguf": "2", "config.json": "2"}})) == {"weights"}

@@ -34,9 +34,10 @@ def test_an_answer_cannot_forge_the_page():
     "text", ["[]", "{", '{"base": 1}', '{"base": {}, "tuned": {}, "answers": [], "provenance": 1}']
 )
 def test_a_strange_eval_json_is_one_sentence(trained_run, text):
-    """In a run of others, whose records say nothing about it."""
+    """In a run of others, whose records list it."""
     _, run = trained_run
     run.eval_json.write_text(text)
+    run.record(run.eval_json.name)
     for read in (lambda: report.main(["--run", str(run.folder)]), lambda: merge.evaluation_of_run(run)):
         with pytest.raises(RecipeError, match="is not an evaluation of this version"):
             read()

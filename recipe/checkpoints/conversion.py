@@ -1,6 +1,7 @@
 """A conversion: planned and checked before a byte is written, then written."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from recipe.checkpoints.files import check_listed
 from recipe.checkpoints.open import open_source
 from recipe.checkpoints.source import LazyTensor, Source
 from recipe.checkpoints.tokenizer import Tokenizer
-from recipe.core.files import MANIFEST
+from recipe.core.files import MANIFEST, check_unchanged, stamp
 from recipe.core.manifest import hash_inputs, read_manifest
 from recipe.core.text import progress, say
 
@@ -27,6 +28,7 @@ class Conversion:
     shards: list[list[LazyTensor]]
     bytes: int
     licence: str
+    stamps: Mapping[Path, Any]  # of the files that it is read from, before they are hashed
 
     @classmethod
     def plan(cls, path: Path, dtype: str) -> "Conversion":
@@ -45,7 +47,8 @@ class Conversion:
         stored = safetensors.DTYPES[dtype]
         tensors = [opened.tensors[name] for name in expected]  # the model's order
         shards, size = safetensors.plan(tensors, stored), safetensors.size(tensors, stored)
-        return cls(opened, tokenizer, stored, shards, size, _licence(path))
+        stamps = {file: stamp(file) for file in opened.files}
+        return cls(opened, tokenizer, stored, shards, size, _licence(path), stamps)
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
@@ -60,10 +63,12 @@ class Conversion:
     def write(self, folder: Path) -> dict[str, Any]:
         """Weights, config, generation config and tokenizer into `folder`; the results for the manifest.
 
-        Raises RecipeError on values that are not finite, or not once they are fp16.
+        Raises RecipeError on values that are not finite, or not once they are fp16, and where the checkpoint was
+        written to in the meantime.
         """
         with progress(total=self.bytes, unit="B", unit_scale=True, desc="convert") as bar:
             safetensors.write(folder, self.shards, self.dtype, bar.update)
+        check_unchanged(self.stamps)
         self.tokenizer.save(folder)
         changed = hf_config.write(folder, self.source.config, self.tokenizer.fast, self.dtype)
         repairs = [*self.source.repairs, *self.tokenizer.repairs, *changed]

@@ -55,7 +55,7 @@ def write(
 
     source, config = open_model(folder)
     tensors = rename(source, llama.gguf_names(config.num_hidden_layers), folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     writer = gguf.GGUFWriter(None, "llama", split_max_size=shard_bytes)
     _describe(writer, config, path.stem, KINDS[kind][1])
     if kind != "f16":

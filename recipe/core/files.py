@@ -11,7 +11,8 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,22 @@ def sha256(path: Path) -> str:
 def file_size(path: Path) -> int:
     """Bytes of a file, or of a folder's files."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else list_files(path)))
+
+
+def stamp(path: Path) -> list[tuple[int, int]]:
+    """Size and time of change of a file, or of every file of a folder: another one where it was written to."""
+    files = [path] if path.is_file() else list_files(path)
+    return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
+
+
+def check_unchanged(stamps: Mapping[Path, Any]) -> None:
+    """Raises RecipeError where a file, or a folder, no longer has its `stamp`: what was read of it is then unknown."""
+    for path, before in stamps.items():
+        if not path.exists() or stamp(path) != before:
+            raise RecipeError(
+                f"{printable(str(path))} was written to while it was read: wait until it is complete, then run the "
+                "same command again"
+            )
 
 
 def existing_folder(path: Path) -> Path:
@@ -138,21 +155,21 @@ def lock_folder(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, busy: str) -> Iterator[None]:
+def lock_file(path: Path, busy: str, wait: float = 0) -> Iterator[None]:
     """Hold an exclusive lock on `path` while the block runs. The lock ends with its process, however that ends.
 
-    Raises RecipeError with the sentence `busy` if another process holds it. POSIX locks also work over NFS; a process
-    must not take the same one twice, since closing either file ends both.
+    Raises RecipeError with the sentence `busy` if another process holds it for more than `wait` seconds. POSIX locks
+    also work over NFS; a process must not take the same one twice, since closing either file ends both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path, busy):
+    with _locked(path, busy, time.monotonic() + wait):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)  # while it is locked: see `_locked`
 
 
-def _locked(path: Path, busy: str) -> IO[str]:
+def _locked(path: Path, busy: str, until: float) -> IO[str]:
     while True:
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by the caller
         try:
@@ -161,7 +178,10 @@ def _locked(path: Path, busy: str) -> IO[str]:
             file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            raise RecipeError(busy) from None
+            if time.monotonic() > until:
+                raise RecipeError(busy) from None
+            time.sleep(0.05)
+            continue
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # its owner removed it between opening and locking

@@ -24,7 +24,8 @@ PARTS = {
     "environment": ("environment", "perhaps: another library may round differently"),
     "hardware": ("hardware", "perhaps in the last bits: another CPU, GPU or number of threads adds in another order"),
 }
-THREADS = "results.threads:"  # of a run, in its results
+# Of a run, in its results: how its sums were added up.
+ORDER = tuple(f"results.{name}" for name in ("threads", "resumed_from", "processes", "split_packs"))
 
 
 def verify_all(folder: Path) -> list[str]:
@@ -33,7 +34,10 @@ def verify_all(folder: Path) -> list[str]:
     problems = verify(folder)
     nested = sorted(path.parent for path in folder.glob("*/**/" + MANIFEST))
     for inner in nested:
-        problems += verify(inner)
+        try:
+            problems += verify(inner)
+        except RecipeError as error:  # its manifest is damaged, which must not hide what else is
+            problems.append(str(error))
     if (folder / "config.toml").is_file():
         problems += [*records_problems(folder), *_check_config(folder)]
     for name in _list_uncovered(folder, nested):
@@ -83,12 +87,14 @@ class Link:
     matches: bool
 
 
-def trace(folder: Path, config: Config | None = None) -> Iterator[Link]:
+def trace(folder: Path, config: Config | None = None, seen: frozenset[Path] = frozenset()) -> Iterator[Link]:
     """Every input of `folder`, of its inputs, and so on down to raw files. `config` says where they are.
 
-    A run has its own config; merged weights find it in the run's folder above them.
+    A run has its own config; merged weights find it in the run's folder above them. seen: the folders on the way here,
+    which received ones may name again.
     """
     folder = Path(folder)
+    seen |= {folder.resolve()}
     for place in (folder, folder.parent):
         if config is None and (place / "config.toml").is_file():
             config = Run(place).config()
@@ -97,8 +103,8 @@ def trace(folder: Path, config: Config | None = None) -> Iterator[Link]:
     for name, expected in read_manifest(folder)["inputs"].items():
         path, matches = _find(name, expected, candidates)
         yield Link(folder, name, path, matches)
-        if path is not None and (path / MANIFEST).is_file() and path.resolve() != folder.resolve():
-            yield from trace(path, None if name == "start" else config)  # a parent run has a config of its own
+        if path is not None and (path / MANIFEST).is_file() and path.resolve() not in seen:
+            yield from trace(path, None if name == "start" else config, seen)  # a parent run has a config of its own
 
 
 def _list_candidates(folder: Path, config: Config) -> dict[str, list[Path]]:
@@ -130,9 +136,10 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[st
     found: dict[str, list[str]] = {}
     for line in differences(one, two):
         part, _, rest = line.partition(".")
-        part = "hardware" if line.startswith(THREADS) else part.partition(":")[0]
+        part = "hardware" if line.startswith(ORDER) else part.partition(":")[0]
         if part == "inputs":
-            part = "weights" if rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
+            of_weights = one.get("stage") in ("convert", "delta")
+            part = "weights" if of_weights or rest.startswith(("base", "run", "merged", "adapter", "start")) else "data"
             if rest.startswith(("tokenizer", "special_tokens")) or rest.split(":")[0].endswith(
                 (".pth", ".safetensors")
             ):

@@ -17,7 +17,7 @@ from typing import Any
 from recipe.core import config as configs
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_file
+from recipe.core.files import MANIFEST, atomic_file, lock_file
 from recipe.core.manifest import build_manifest, check_file, hash_files, read_manifest, save_manifest
 
 LATEST = "latest"
@@ -175,8 +175,10 @@ class Run:
 
         Raises RecipeError if that is damaged.
         """
-        outputs = self.records() | hash_files(self.folder, names)
-        save_manifest(self.folder / RECORDS, build_manifest("records", {}, {}, {}, outputs))
+        busy = f"another process writes {self.folder / RECORDS}: run the same command again"
+        with lock_file(self.folder / ".records.lock", busy, wait=10):  # a report may end beside an evaluation
+            outputs = self.records() | hash_files(self.folder, names)
+            save_manifest(self.folder / RECORDS, build_manifest("records", {}, {}, {}, outputs))
 
     def check_recorded(self, name: str) -> None:
         """Raises RecipeError if the file is not as recorded."""
@@ -190,6 +192,11 @@ class Run:
         """
         if not self.eval_json.is_file():
             return None
+        if self.eval_json.name not in self.records():
+            raise RecipeError(
+                f"{self.eval_json} is not in {self.folder / RECORDS}, so its numbers may be anyone's: run "
+                f"`python -m recipe.evaluate --run {self.short}` again"
+            )
         self.check_recorded(self.eval_json.name)
         try:
             result: dict[str, Any] = json.loads(self.eval_json.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from recipe.checkpoints.adapter import read_adapter
 from recipe.core.config import Lora
 from recipe.core.errors import RecipeError
 
@@ -47,9 +48,10 @@ def add_adapter(model: "LlamaForCausalLM", lora: Lora, seed: int, rslora: bool =
 
 
 def load_adapter(model: "LlamaForCausalLM", path: Path) -> "PeftModel":
-    """A trained adapter on `model`, for inference. Raises RecipeError if `check_adapter` does."""
+    """A trained adapter on `model`, for inference. Raises RecipeError if `check_adapter` or `read_adapter` does."""
     from peft import PeftModel
 
+    read_adapter(path)  # refuses what a merge would refuse: one model in every stage
     check_adapter(path)
     return PeftModel.from_pretrained(model, str(path)).eval()
 

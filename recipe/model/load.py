@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from recipe.checkpoints import safetensors
+from recipe.checkpoints import hf_config, safetensors
 from recipe.core.cpu import free_cores
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.manifest import check_intact
@@ -53,8 +53,11 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
 
     check_folder(path)
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # of any class: transformers and tokenizers do not name what they raise
+        # False, not None: transformers would ask in the terminal whether to run the folder's code
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of any class: a panic of the tokenizers library is not even an Exception
         reason = snippet(error, 100)
         raise RecipeError(f"the tokenizer files in {path} cannot be read ({reason}): convert or merge again") from None
 
@@ -137,11 +140,11 @@ def load_base(
 
 
 def _empty_model(path: Path) -> "LlamaForCausalLM":
-    """The model of config.json, see `empty_model`."""
+    """The model of config.json, see `empty_model`. Raises RecipeError on a value that a LLaMA cannot have."""
     from transformers import LlamaConfig
 
     check_folder(path)
-    config = LlamaConfig.from_pretrained(str(path), local_files_only=True)
+    config = LlamaConfig(**hf_config.read(Path(path), []))
     config._name_or_path = ""  # a path of this machine must not get into the adapter's config
     return empty_model(config)
 

@@ -17,7 +17,7 @@ from recipe.core import config as configs
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.files import atomic_file
-from recipe.core.lineage import compare
+from recipe.core.lineage import ORDER, compare
 from recipe.core.manifest import check_intact, differences, hash_inputs, read_manifest
 from recipe.core.run import Run
 from recipe.core.text import say, snippet
@@ -41,14 +41,15 @@ def replay(original: Run, config: Config, folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     with atomic_file(file) as out:
         out.write(configs.dump(moved))
-    threads = str(manifest["results"]["threads"])
+    threads = manifest["results"]["threads"]
     if moved.corpus.path != config.corpus.path:
         start("corpus", threads, "--config", str(file))
     start("train", threads, "--config", str(file))
     again = Run(Run.latest(moved).resolve())
     if original.eval_json.is_file():
         original.check_recorded(original.eval_json.name)
-        start("evaluate", threads, "--run", str(again.folder))
+        provenance = json.loads(original.eval_json.read_text(encoding="utf-8"))["provenance"]
+        start("evaluate", provenance.get("threads", threads), "--run", str(again.folder))
     result = judge(original, again, Path(config.corpus.path), Path(moved.corpus.path))
     with atomic_file(folder / RESULT) as out:
         json.dump(result, out, indent=1, ensure_ascii=False, sort_keys=True)
@@ -84,11 +85,11 @@ def check_settings(original: Run, config: Config) -> None:
         raise UsageError(f"--set changes {line}: a replay may only change paths and other fields that change no result")
 
 
-def start(stage: str, threads: str, *options: str) -> None:
+def start(stage: str, threads: int, *options: str) -> None:
     """Run a stage in a process of its own, with as many CPU threads as the run had. Its output goes to stderr."""
     say(f"replay: {stage}")
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", f"recipe.{stage}", *options]
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:  # noqa: S603 - our own stages
         try:
@@ -106,7 +107,9 @@ def judge(original: Run, again: Run, corpus: Path, rebuilt: Path) -> dict[str, A
     different = {
         "corpus": list(compare_corpus(one["inputs"]["corpus"], corpus, rebuilt)),
         "adapter": list(differences(one["outputs"], two["outputs"])),
-        "numbers": [line for line in differences(one["results"], two["results"]) if not line.startswith("threads:")],
+        "numbers": [
+            line for line in differences(one["results"], two["results"]) if not f"results.{line}".startswith(ORDER)
+        ],
         "losses of steps": compare_losses(original, again),
         "evaluation": compare_evaluations(original, again),
     }

@@ -1,6 +1,7 @@
 """Checkpoints of a run: what Trainer would write and read, without pickles, whole or not at all."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from recipe.model.adapter import check_adapter, write_adapter
 from recipe.training.dataset import PackedDataset
 from recipe.training.distributed import Ranks
 from recipe.training.faults import MemoryFallback, SkippedSteps
-from recipe.training.resume import STAGE, hash_packs, rotate
+from recipe.training.resume import STAGE, hash_packs, resumed_from, rotate
 from recipe.training.selection import Selection, trained_parameters
 from recipe.training.state import read_state, write_state
 
@@ -31,6 +32,7 @@ class CheckpointingTrainer(Trainer):
     skipped: SkippedSteps
     keep_checkpoints: int
     saved_step = 0
+    resumed_from: Sequence[Sequence[int]] = ()  # [threads, processes] of earlier parts of the run, if they were others
 
     def check_ranks(self) -> None:
         """Raises RecipeError if the processes do not have the same adapter to the bit."""
@@ -54,6 +56,7 @@ class CheckpointingTrainer(Trainer):
             self.state.save_to_json(str(partial / "trainer_state.json"))
             write_state(partial, self._training_state())
             results = {"step": step, "threads": torch.get_num_threads(), "processes": self.ranks.size}
+            results |= {"resumed_from": self.resumed_from} if self.resumed_from else {}
             write_manifest(partial, STAGE, {}, hash_packs(self.train_dataset.packs), results)
         rotate(folder.parent, self.keep_checkpoints)
 
@@ -90,6 +93,7 @@ class CheckpointingTrainer(Trainer):
         for name, part in self._own_state().items():
             part.load_state_dict(state.get(name, part.state_dict()))  # a checkpoint of an earlier version has none
         self.saved_step = int(Path(checkpoint).name.rpartition("-")[2])
+        self.resumed_from = resumed_from(Path(checkpoint), torch.get_num_threads(), self.ranks.size)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing: `_load_optimizer_and_scheduler` does it."""

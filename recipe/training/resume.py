@@ -1,5 +1,7 @@
 """Checkpoints on the disk: the newest whole one, damaged ones set aside, old ones removed."""
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,11 +12,12 @@ import torch
 
 from recipe.core.errors import RecipeError
 from recipe.core.files import digest
-from recipe.core.manifest import check_intact
+from recipe.core.manifest import check_intact, read_manifest
 from recipe.core.text import say
 from recipe.training.distributed import Ranks
 
 STAGE = "checkpoint"
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of reading that no second try mends
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -24,8 +27,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, keep: int, processes: int = 1) -> Path | None:
-    """The checkpoint to resume from, None if there is none; the other arguments are those of the run that resumes.
+def find_checkpoint(folder: Path, packs: list[list[int]], keep: int) -> Path | None:
+    """The checkpoint to resume from, None if there is none; packs and keep are those of the run that resumes.
 
     Raises RecipeError if the checkpoint was made with other packs.
     """
@@ -35,18 +38,17 @@ def find_checkpoint(folder: Path, packs: list[list[int]], threads: int, keep: in
     path, manifest = newest
     check_packs(path, manifest, packs)
     rotate(folder, keep)  # a process that was killed while it saved may not have come to it
-    report_threads(path, manifest, threads, processes)
     return path
 
 
 def share_checkpoint(folder: Path, packs: list[list[int]], keep: int, ranks: Ranks) -> Path | None:
     """The checkpoint that all processes of a run resume from: the one that the first process finds.
 
-    Raises RecipeError if another process cannot see it.
+    On a CPU this process then uses no more threads than wrote it. Raises RecipeError if another process cannot see it.
     """
     found = None
     if not ranks.rank:
-        found = find_checkpoint(folder, packs, torch.get_num_threads(), keep, ranks.size)
+        found = find_checkpoint(folder, packs, keep)
     name = ranks.share(found.name if found else "")
     checkpoint = folder / name if name else None
     if checkpoint and not checkpoint.is_dir():
@@ -54,7 +56,30 @@ def share_checkpoint(folder: Path, packs: list[list[int]], keep: int, ranks: Ran
             f"{checkpoint} is not on this machine, expected it here too: all machines of a run need the same folder of "
             "runs, as on a network file system"
         )
+    if checkpoint:
+        manifest = read_manifest(checkpoint)
+        use_threads(manifest)
+        if not ranks.rank:
+            report_threads(checkpoint, manifest, torch.get_num_threads(), ranks.size)
     return checkpoint
+
+
+def use_threads(manifest: Mapping[str, Any]) -> None:
+    """On a CPU, use no more threads than the checkpoint was written with, unless OMP_NUM_THREADS says so.
+
+    With as many, sums are added in the same order. More may be free now than when the run began.
+    """
+    earlier = manifest["results"].get("threads")
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ and earlier:
+        torch.set_num_threads(min(earlier, torch.get_num_threads()))
+
+
+def resumed_from(checkpoint: Path, threads: int, processes: int) -> list[list[int]]:
+    """[threads, processes] of the parts of a run so far, where they are not those of the process that resumes."""
+    results = read_manifest(checkpoint)["results"]
+    writer = [results.get("threads", threads), results.get("processes", 1)]
+    parts = [*results.get("resumed_from", []), writer]
+    return sorted(list(part) for part in {tuple(part) for part in parts} if part != (threads, processes))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -63,6 +88,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             manifest = check_intact(path)
         except (RecipeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno not in DAMAGE:
+                raise  # it may pass, as that of a network file system does
             aside = set_aside(path)
             say(f"{path.name} is damaged or incomplete and was renamed to {aside.name}: {error}")
         else:

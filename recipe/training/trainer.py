@@ -51,6 +51,7 @@ class TrainResults:
     split_packs: int  # packs computed in parts because memory ran out; with any, the bits are not those of other runs
     processes: int  # that shared the packs of each step; sums are added in another order with another number
     threads: int  # CPU threads: they decide the order in which sums are added
+    resumed_from: list[list[int]]  # [threads, processes] of earlier parts of the run, if they were others
 
 
 class Stopped(Exception):
@@ -254,6 +255,7 @@ class LoraTrainer(CheckpointingTrainer):
             split_packs=self.memory.split_packs,
             processes=self.ranks.size,
             threads=torch.get_num_threads(),
+            resumed_from=[list(part) for part in self.resumed_from],
         )
 
 

@@ -183,6 +183,13 @@ def turns(length: int, *ways: str, layers: str = "qv") -> dict[str, Any]:
     return measured(*command, *options, "--layers", layers, "--ways", *ways)
 
 
+def profile(length: int) -> dict[str, Any]:
+    """Where the time of an optimizer step goes."""
+    command: list[str | Path] = [sys.executable, BENCH / "profile_step.py", "--base", base()]
+    command += ["--corpus", corpus(length), "--length", str(length), "--conversations", str(TURNS[length][0])]
+    return measured(*command)
+
+
 def packing() -> dict[str, Any]:
     """How full packs of real conversations are, with a budget of their maximum length and of 2,048 tokens."""
     from recipe.model.load import load_tokenizer
@@ -248,6 +255,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "levers-2048/2": lambda: turns(2048, "ours", "no-chunked-loss", "no-kept-activations"),
     "levers-2048/3": lambda: turns(2048, "ours", "no-blocks"),
     "levers-2048/4": lambda: turns(2048, "ours", "no-lean-layers"),
+    "profile-512": lambda: profile(512),
+    "profile-2048": lambda: profile(2048),
     "convert": conversion,
     "corpus": preparing,
 }

@@ -33,6 +33,7 @@ def markdown(found: dict[str, Any]) -> str:
     parts = [training(found[f"train-{length}"]) for length in (512, 2048) if f"train-{length}" in found]
     parts += [all_layers(found[f"train-{n}-all"]) for n in (512, 2048) if f"train-{n}-all" in found]
     parts += [ablation(found[f"levers-{length}"]) for length in (512, 2048) if f"levers-{length}" in found]
+    parts += [profile(found[f"profile-{length}"]) for length in (512, 2048) if f"profile-{length}" in found]
     if "packing" in found:
         lengths = [(length, row) for length, row in found["packing"].items() if length.isdecimal()]
         rows = [[length, *(share(row[name]) for name in ("full", "own", "padded"))] for length, row in lengths]
@@ -113,6 +114,20 @@ def ablation(part: dict[str, Any]) -> str:
         one = part["ways"][way]
         rows.append([name, ratio(one, "ours"), f"{one['peak_mb'] / 1000:.1f} GB"])
     return table([f"at length {part['length']}, without", "speed, times all optimizations", "peak memory"], rows)
+
+
+def profile(part: dict[str, Any]) -> str:
+    """Where the time of a step goes, beside what its matmuls need at the machine's rate."""
+    rows = []
+    for name, one in part["parts"].items():
+        needed = one.get("needed", 0.0)
+        lost = (one["seconds"] - needed) / part["profiled"]
+        rows.append([name, one["seconds"], needed or "", share(lost)])
+    head = [f"a step at length {part['length']}, seconds", "taken", "needed at the matmul limit", "lost, of the step"]
+    note = (
+        f"Under torch's profiler {part['profiled']} s, without it {part['seconds']} s; limit {part['gflops']} GFLOP/s."
+    )
+    return table(head, rows) + f"\n{note}\n"
 
 
 def all_layers(part: dict[str, Any]) -> str:

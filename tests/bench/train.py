@@ -215,7 +215,7 @@ def matmul_rate(torch: Any) -> float:
     return 2 * 512 * 576 * 1536 / best / 1e9
 
 
-def flop(way: str, base: Path, rows: Rows, length: int) -> float:
+def flop(way: str, base: Path, rows: Rows, length: int) -> dict[str, float]:
     """What a way computes in a turn: frozen layers and lm_head forward and backward, and attention's products of S x S.
 
     Ours is the least of all ways here: layers at real tokens, those of the system prompt once a pack, lm_head at
@@ -245,8 +245,11 @@ def flop(way: str, base: Path, rows: Rows, length: int) -> float:
         _, packs, shared = packed(way, Dataset.from_list(rows), length)
         tokens -= shared * (len(rows) - packs)
         logits, products = sum(label != -100 for row in rows for label in row["labels"][1:]), 7
-    attention = products * hidden * layers * sum(width * width for width in widths)
-    return (4 + again) * weights * tokens + 4 * logits * config["vocab_size"] * hidden + attention
+    return {
+        "layers": (4 + again) * weights * tokens,
+        "lm_head": 4 * logits * config["vocab_size"] * hidden,
+        "attention": products * hidden * layers * sum(width * width for width in widths),
+    }
 
 
 def batch_of(way: str, length: int) -> int:
@@ -360,7 +363,7 @@ def main() -> int:
         file.write_text(json.dumps(rows), encoding="utf-8")
         turns = measure(args, rows, file)
     sizes = [len(row["input_ids"]) for row in rows]
-    work = {way: flop(way, args.base, rows, args.length) for way in {"ours", *args.ways} - {*LEVERS}}
+    work = {way: sum(flop(way, args.base, rows, args.length).values()) for way in {"ours", *args.ways} - {*LEVERS}}
     head = {
         "length": args.length,
         "layers": args.layers,

@@ -28,7 +28,7 @@ DEMO = ROOT / "runs" / "demo" / "latest" / "eval.json"
 NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?)"
 COMMIT = r"([0-9a-f]{7,40}(?:-modified)?)"
 PLACE = r"\{(?:commit)?\}"  # of a number or a commit in a claim
-# What long forms, make race and tests/hostile/count.py leave.
+# What long forms, make race, make rehearse and tests/hostile/count.py leave.
 COUNTS = {
     "kills": ROOT / "tests" / "faults" / "results" / "kills.json",
     "flips": ROOT / "tests" / "faults" / "results" / "flips.json",
@@ -36,6 +36,7 @@ COUNTS = {
     "fuzz": ROOT / "tests" / "hostile" / "results" / "fuzz.json",
     "replays": ROOT / "tests" / "proof" / "results.json",
     "race": ROOT / "tests" / "bench" / "results" / "race.json",
+    "rehearsed": ROOT / "results" / "intel-r-xeon-r-processor-1-thread-demo.json",
 }
 
 

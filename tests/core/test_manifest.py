@@ -13,6 +13,7 @@ from recipe import provenance
 from recipe.core.errors import RecipeError, UsageError
 from recipe.core.files import MANIFEST, atomic_file, atomic_folder, check_folder, sha256
 from recipe.core.manifest import check_intact, completed, hash_inputs, read_manifest, verify, write_manifest
+from recipe.core.run import Run
 from recipe.core.versions import environment
 
 
@@ -291,3 +292,16 @@ def test_the_environment_names_the_image_by_its_digest_or_not_at_all(monkeypatch
     monkeypatch.setenv("RECIPE_IMAGE", "vicuna-p100:latest")
     assert "image" not in environment.__wrapped__()
     assert "RECIPE_IMAGE is vicuna-p100:latest, expected sha256:" in capsys.readouterr().err
+
+
+def test_two_processes_that_record_results_lose_neither(tmp_path):
+    """Each reads what is recorded, adds its file and writes the whole."""
+    code = "import sys; from recipe.core.run import Run; from pathlib import Path; [Run(Path(sys.argv[1])).record(name)"
+    code += " for name in sys.argv[2:]]"
+    names = [f"{number}.json" for number in range(40)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    halves = [[sys.executable, "-c", code, str(tmp_path), *names[start::2]] for start in (0, 1)]
+    for process in [subprocess.Popen(half) for half in halves]:
+        assert process.wait() == 0
+    assert sorted(Run(tmp_path).records()) == sorted(names)

@@ -13,10 +13,12 @@ import pytest
 from recipe.conversations import identity
 from recipe.conversations.messages import Message
 from recipe.conversations.pipeline.build import load_tokenizer
+from recipe.conversations.pipeline.cluster import ClusterError
 from recipe.conversations.pipeline.write import split_boundary
 from recipe.conversations.templates import render
 from recipe.conversations.tokens import IGNORED, encode, encoders
 from recipe.core.cli import INTERRUPTED
+from recipe.core.errors import UnfitError
 from recipe.core.manifest import check_intact, read_manifest
 from tests.corpus.records import samples, sharegpt
 
@@ -247,3 +249,25 @@ def test_the_tokenizer_is_that_of_training(tiny_base, assets, tmp_path, kind: st
 def test_help_is_instant_and_needs_no_torch() -> None:
     code = "import sys; from recipe import corpus; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("error", [ClusterError, UnfitError])
+def test_a_cluster_at_fault_costs_no_finished_shard(command, source, tmp_path, monkeypatch, error) -> None:
+    def lose(plan, output, work):
+        (work / "0").write_text("a finished shard")
+        raise error("the cluster was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipe.corpus.build_corpus", lose)
+        assert command("--source", source) == error.exit_code
+    (shard,) = tmp_path.glob(".out.shards/*/0")
+    assert shard.read_text() == "a finished shard"
+
+
+@pytest.mark.parametrize("option", [("--export", "sharegpt"), ("--show", "1")])
+def test_an_altered_corpus_is_neither_exported_nor_shown(command, source, tmp_path, capsys, option) -> None:
+    assert command("--source", source) == 0
+    with open(tmp_path / "out" / "train.jsonl", "a") as file:
+        file.write("{}\n")
+    assert command(*option) == 1
+    assert "train.jsonl has" in capsys.readouterr().err and not (tmp_path / "out-sharegpt").exists()

@@ -3,7 +3,7 @@
     pip install --target FOLDER --no-deps atheris==3.0.0, then PYTHONPATH=FOLDER
 
 Every target has a process of its own, which ends, with the input, at any exception but a RecipeError. The counts go
-into results/fuzz.json; targets that it holds already are left out.
+into results/fuzz.json, each with its commit; targets that it holds already are left out.
 """
 
 import argparse
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tests" / "faults")]
@@ -46,6 +48,7 @@ def fuzz(name: str, cases: int, guided: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1_000_000, help="inputs in all (default a million)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time (default: one per core)")
     parser.add_argument("--target", help="one target, in this process")
     args = parser.parse_args()
     guided = importlib.util.find_spec("atheris") is not None
@@ -56,24 +59,27 @@ def main() -> int:
     share = -(-args.cases // len(names))
     results = HERE / "results" / "fuzz.json"
     found = json.loads(results.read_text())["targets"] if results.is_file() else {}
-    for name in names:
-        if found.get(name, {}).get("cases", 0) >= share:
-            continue  # of an earlier, interrupted run
-        start = time.monotonic()
-        command = [sys.executable, __file__, "--target", name, "--cases", str(share)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ)
-        found[name] = {
-            "cases": share,
-            "seconds": round(time.monotonic() - start),
-            "by": "atheris" if guided else "random",
-        }
-        if done.returncode:
-            found[name] |= {"cases": 0, "defect": done.stderr[-1000:]}
-        print(name, found[name], flush=True)
-        right = sum(entry["cases"] for entry in found.values())
-        result = {"tried": share * len(found), "right": right, "targets": found}
-        importlib.import_module("longform").write(results, result)
+    longform = importlib.import_module("longform")
+    left = [name for name in names if found.get(name, {}).get("cases", 0) < share]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        started = [pool.submit(attempt, name, share, guided) for name in left]
+        for done in as_completed(started):
+            name, entry = done.result()
+            found[name] = entry | {"commit": longform.commit()}
+            print(name, entry, flush=True)
+            right = sum(entry["cases"] for entry in found.values())
+            result = {"tried": share * len(found), "right": right, "targets": found}
+            longform.write(results, result)
     return int(any("defect" in entry for entry in found.values()))
+
+
+def attempt(name: str, cases: int, guided: bool) -> tuple[str, dict[str, Any]]:
+    """(name, what a process that tried this target found)"""
+    start = time.monotonic()
+    command = [sys.executable, __file__, "--target", name, "--cases", str(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    entry = {"cases": cases, "seconds": round(time.monotonic() - start), "by": "atheris" if guided else "random"}
+    return name, entry | ({"cases": 0, "defect": done.stderr[-1000:]} if done.returncode else {})
 
 
 if __name__ == "__main__":

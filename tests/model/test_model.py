@@ -1,5 +1,6 @@
 """The model as stages use it, against transformers and peft themselves."""
 
+import json
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.config import Lora
 from recipe.core.errors import RecipeError
-from recipe.model.adapter import ADAPTER_FILE, add_adapter, check_adapter
+from recipe.model.adapter import ADAPTER_FILE, add_adapter, check_adapter, load_adapter
 from recipe.model.generate import generate
 from recipe.model.likelihood import pack_token_nll, trained_nll, validation_nll
 from recipe.model.load import load_base, load_tokenizer
@@ -289,3 +290,33 @@ def test_an_answer_stops_at_eos(tiny_base):
     hidden = ours.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
     ours.lm_head.weight.data[tokenizer.eos_token_id] = hidden.sign()
     assert generate(ours, tokenizer, [prompt], 12) == [""]
+
+
+def test_a_tokenizer_that_brings_code_is_neither_run_nor_asked_about(tiny_base, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_base, tmp_path / "theirs")
+    settings = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Theirs: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_only_what_describes_a_llama_is_taken_from_a_config(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "theirs")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_labels": 10**9, "torchscript": True}))
+    config = load_base(folder, "fp32", CPU).config
+    assert len(config.id2label) == 2 and not config.torchscript
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 10**9}))
+    with pytest.raises(RecipeError, match="num_hidden_layers is 1000000000, expected"):
+        load_base(folder, "fp32", CPU)
+
+
+def test_an_adapter_that_no_merge_could_apply_is_not_loaded(trained_run, tiny_base):
+    _, run = trained_run
+    file = run.adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
+    with pytest.raises(RecipeError, match="sets use_dora"):
+        load_adapter(load_base(tiny_base, "fp32", CPU), run.adapter)

@@ -21,7 +21,7 @@ def outlier_layer(rows: int = 96, columns: int = 64) -> nn.Linear:
     return layer
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 33), st.floats(1e-8, 1e4), st.integers(0, 2**31))
 def test_error_of_every_weight_is_at_most_half_its_rows_scale(rows, columns, size, seed):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size

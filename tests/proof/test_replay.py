@@ -134,7 +134,14 @@ def test_the_same_machine_must_give_the_same_bits(original, pair):
 
 
 @pytest.mark.parametrize(
-    "parts", [{"hardware": {"cpu": "another"}}, {"results": {"threads": 64}}, {"environment": {"torch": "9"}}]
+    "parts",
+    [
+        {"hardware": {"cpu": "another"}},
+        {"results": {"threads": 64}},
+        {"results": {"processes": 2}},
+        {"results": {"resumed_from": [[64, 1]]}},
+        {"environment": {"torch": "9"}},
+    ],
 )
 def test_elsewhere_the_loss_must_be_within_the_band(original, pair, parts):
     loss = read_manifest(pair[0].folder)["results"]["validation_loss"]

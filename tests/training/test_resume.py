@@ -1,6 +1,7 @@
 """Checkpoints on the disk: rotation after sealing, damaged ones set aside, foreign names left alone."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_kill_while_old_checkpoints_are_removed_leaves_no_half(tmp_path, monke
         patch.setattr(resume.shutil, "rmtree", killed)
         resume.rotate(tmp_path, keep=1)
     assert all((path / "manifest.json").is_file() for path in resume.list_checkpoints(tmp_path))
-    assert resume.find_checkpoint(tmp_path, [], 1, keep=1) == tmp_path / "checkpoint-3"
+    assert resume.find_checkpoint(tmp_path, [], keep=1) == tmp_path / "checkpoint-3"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
@@ -147,3 +148,43 @@ def test_checkpoints_and_manifest_name_threads_and_no_host(trained_run):
         for file in path.iterdir():
             content = file.read_bytes()
             assert socket.gethostname().encode() not in content and str(run.folder).encode() not in content
+
+
+def test_a_resume_takes_no_more_threads_than_the_checkpoint(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        resume.use_threads({"results": {"threads": 4}})
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        resume.use_threads({"results": {"threads": 1}})
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        resume.use_threads({"results": {"threads": 1}})
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_manifest_names_the_threads_and_processes_of_earlier_parts(tmp_path):
+    path = write_checkpoint(tmp_path, 2)
+    assert resume.resumed_from(path, 1, 1) == []
+    assert resume.resumed_from(path, 2, 1) == [[1, 1]]
+    write_manifest(path, resume.STAGE, {}, {}, {"threads": 2, "processes": 1, "resumed_from": [[1, 1]]})
+    assert resume.resumed_from(path, 2, 1) == [[1, 1]]
+    assert resume.resumed_from(path, 2, 2) == [[1, 1], [2, 1]]
+
+
+def test_a_failure_that_may_pass_leaves_the_checkpoint_where_it_is(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path, 2)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Stale"):
+        patch.setattr(resume, "check_intact", stale)
+        resume.newest_checkpoint(tmp_path)
+    assert resume.newest_checkpoint(tmp_path)[0] == path

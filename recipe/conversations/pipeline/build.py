@@ -14,6 +14,7 @@ from recipe.conversations.pipeline.shards import Shard, ShardConfig
 from recipe.conversations.pipeline.write import write_corpus
 from recipe.conversations.tokens import check_template, encoders
 from recipe.core.errors import RecipeError
+from recipe.core.files import check_unchanged
 from recipe.core.text import progress, snippet
 
 
@@ -31,7 +32,7 @@ def build_corpus(plan: Plan, output: Path, work: Path) -> tuple[dict[str, Any], 
     tokenizer = load_tokenizer(plan.base)
     check_template(tokenizer, plan.corpus.template)
     count = prepare(plan, work, tokenizer)
-    plan.check_unchanged()
+    check_unchanged(plan.stamps)
     return write_corpus(plan, output, work, count, tokenizer), tokenizer
 
 
@@ -46,7 +47,9 @@ def load_tokenizer(base: Path) -> Any:
     logging.set_verbosity_error()  # it would warn of the other class's name
     try:
         return PreTrainedTokenizerFast.from_pretrained(base, local_files_only=True)
-    except Exception as error:  # the tokenizers library has no narrower class
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of any class: a panic of the tokenizers library is not even an Exception
         raise RecipeError(f"{base} has no readable tokenizer ({snippet(error)}): convert the base again") from None
 
 

@@ -15,8 +15,8 @@ from recipe.conversations.messages import Conversation
 from recipe.conversations.readers import compressed
 from recipe.core import config as configs
 from recipe.core.config import Config, Corpus, Source
-from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, file_size, list_files
+from recipe.core.errors import UsageError
+from recipe.core.files import MANIFEST, file_size, stamp
 from recipe.core.manifest import check_intact, hash_inputs
 from recipe.core.text import printable
 
@@ -38,11 +38,6 @@ class RawSource:
             return build_format(self.settings.fields, self.settings.roles)
         return detect.named(self.settings.format) if self.settings.format else None
 
-    def stamp(self) -> list[tuple[int, int]]:
-        """Size and time of change of every file: differs where the source is written to."""
-        files = [self.path] if self.path.is_file() else list_files(self.path)
-        return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
-
     def size(self) -> int:
         """Bytes of the source's text, for the progress bar; of a compressed file an estimate."""
         return compressed.size(self.path) if self.path.is_file() else file_size(self.path)
@@ -56,7 +51,7 @@ class Plan:
     base: Path  # the folder of the tokenizer
     sources: tuple[RawSource, ...]
     inputs: Mapping[str, Path]  # name in the manifest -> file or folder that is hashed
-    stamps: tuple[Any, ...] = ()  # of the sources, before they are hashed
+    stamps: Mapping[Path, Any]  # of the inputs, before they are hashed
 
     def describe(self) -> tuple[dict[str, Any], dict[str, str]]:
         """(settings, sha256 of each input): two corpora with the same ones are the same. Hashes every source."""
@@ -69,15 +64,6 @@ class Plan:
             "template": Path(corpus.template).name,
         }
         return settings, hash_inputs(files)
-
-    def check_unchanged(self) -> None:
-        """Raises RecipeError where a source is not what was hashed: what was read is then unknown."""
-        for source, stamp in zip(self.sources, self.stamps, strict=True):
-            if source.stamp() != stamp:
-                raise RecipeError(
-                    f"{source.path} was written to while it was read: wait until it is complete, then run the same "
-                    "command again"
-                )
 
     def prompts(self) -> tuple[str, ...]:
         """The evaluation prompts of `corpus.decontaminate`, read from their files."""
@@ -102,7 +88,7 @@ def resolve(config: Config) -> Plan:
     inputs = {f"source {number}: {source.path.name}": source.path for number, source in enumerate(sources)}
     inputs |= {f"prompts {number}": Path(path) for number, path in enumerate(corpus.decontaminate)}
     inputs |= {name: base / name for name in TOKENIZER_FILES if (base / name).is_file()}
-    return Plan(corpus, base, sources, inputs, tuple(source.stamp() for source in sources))
+    return Plan(corpus, base, sources, inputs, {path: stamp(path) for path in inputs.values()})
 
 
 def _check_files(corpus: Corpus, base: Path) -> None:

@@ -53,4 +53,4 @@ def _load(folder: Path) -> Any:
     """The tokenizer as other programs load it: by the class that its config names."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
