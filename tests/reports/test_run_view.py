@@ -115,6 +115,7 @@ def test_two_runs_are_compared_in_words(evaluated_run, capsys):
     other.begin(changed)
     for name in ("eval.json", "metrics.jsonl"):
         (other.folder / name).write_bytes((run.folder / name).read_bytes())
+    other.record("eval.json")
     assert report.main(["--run", str(run.folder), "--against", str(other.folder)]) == 0
     text = (run.folder / "report.html").read_text()
     assert "lora.alpha: 8 != 99" in text and "other: training" in text and "on different conversations" in text
