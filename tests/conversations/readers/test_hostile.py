@@ -115,7 +115,7 @@ def test_a_large_value_of_parquet_costs_its_row_only(small_limit: None, tmp_path
     assert [item.value["text"] for item in (first, *rest)] == list("abcdefghijk")
     assert large.reason is Drop.TOO_LARGE
     pq.write_table(pa.table({"text": [os.urandom(3000).hex()]}), tmp_path / "b.parquet")
-    with pytest.raises(RecipeError, match="values of more than 64 MB"):
+    with pytest.raises(RecipeError, match="rows of more than 64 MB"):
         list(records(tmp_path / "b.parquet", "b"))
 
 
@@ -229,3 +229,25 @@ def test_text_of_a_table_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> Non
     pq.write_table(pa.table({"instruction": column, "output": column}), tmp_path / "x.parquet")
     with pytest.raises(RecipeError, match="cannot be read"):
         list(records(tmp_path / "x.parquet", "x"))
+
+
+def test_damaged_statistics_of_parquet_do_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow aborts when it is asked about such a column. Found by atheris."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"instruction": ["a", "b"], "output": ["c", "d"]}), path)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    code = "import sys; from pathlib import Path; from recipe.conversations.readers.tables import records\n"
+    code += "from recipe.core.errors import RecipeError\n"
+    code += "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+    code += "    try:\n        list(records(path, 'a'))\n    except RecipeError:\n        pass\n"
+    (tmp_path / "damaged").mkdir()
+    for position in range(footer, len(data) - 8):
+        changed = bytearray(data)
+        changed[position] ^= 0x10
+        (tmp_path / "damaged" / f"{position}.parquet").write_bytes(changed)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "damaged")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
