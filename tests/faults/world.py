@@ -168,7 +168,7 @@ def content(folder: Path) -> dict[str, str]:
     out = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.name == ".lock":  # of a run: nobody's, once its process is gone
+        if path.name in (".lock", ".records.lock"):  # of a run: nobody's, once their process is gone
             continue
         if path.is_symlink():
             out[name] = f"-> {path.readlink()}"
