@@ -52,7 +52,9 @@ def seconds_by_part(events: Iterable[Any]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=train.ROOT / "weights" / "smollm2-135m-instruct")
+    parser.add_argument(
+        "--base", type=Path, default=train.ROOT / "weights" / "smollm2-135m-instruct", help="a converted base"
+    )
     parser.add_argument("--corpus", type=Path, required=True, help="a prepared corpus")
     parser.add_argument("--length", type=int, default=512, help="longest conversation, in tokens")
     parser.add_argument("--conversations", type=int, default=16, help="conversations of the step")
