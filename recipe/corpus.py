@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoints import tokenizer_json
 from recipe.conversations.formats import export, inspect
 from recipe.conversations.pipeline.build import build_corpus
 from recipe.conversations.pipeline.cluster import ClusterError
@@ -47,6 +48,7 @@ def run(config: Config) -> dict[str, Any]:
         say(f"{folder} is already prepared (manifest verified)")
         return manifest
     check_folder(folder, STAGE)
+    tokenizer_json.check(plan.base)
     started = time.monotonic()
     with atomic_folder(folder) as partial:
         work = shards_folder(folder, digest([settings, inputs, code_sha256()]))

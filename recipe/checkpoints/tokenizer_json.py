@@ -3,6 +3,7 @@
 The tokenizers library panics, aborts or allocates without bound on several damaged files, which no `except` stops.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from recipe.checkpoints.files import check_not_pointer
 from recipe.checkpoints.pieces import BYTE_PIECE, check_texts
 from recipe.core.errors import RecipeError
+from recipe.core.files import sha256
 from recipe.core.text import snippet
 
 if TYPE_CHECKING:
     import tokenizers
 
+NAME = "tokenizer.json"
 MAX_BYTES = 64 << 20  # that of LLaMA 3, with 128,256 tokens and 280,147 merges, has 9 MB
 TRIAL_SECONDS = 120
 TRIAL_MEMORY = 4 << 30
@@ -38,8 +41,27 @@ def load(path: Path, rows: int, repairs: list[str]) -> "tokenizers.Tokenizer":
     from tokenizers import Tokenizer
 
     text = json.dumps(_checked(_read(path), path, rows, repairs))
-    _try(text, path)
+    if reason := _try(text.encode()):
+        raise _damaged(path, reason)
     return Tokenizer.from_str(text)
+
+
+def check(folder: Path) -> None:
+    """Raises RecipeError if the tokenizer.json in `folder`, perhaps a stranger's, cannot be loaded or ends a process.
+
+    For folders of this recipe: `load` is for those that are converted.
+    """
+    path = Path(folder) / NAME
+    if path.is_file():
+        _check_size(path)
+        if reason := _try_once(path, sha256(path)):
+            raise RecipeError(f"{path} cannot be loaded ({snippet(reason)}): convert or merge again")
+
+
+@functools.lru_cache(8)
+def _try_once(path: Path, content: str) -> str:
+    """`_try` once for each `content` of a file, its sha256: a trial takes 0.1 to 0.3 seconds."""
+    return _try(path.read_bytes())
 
 
 def allowed_merges(merges: Iterable[Sequence[str]], reserved: set[str]) -> list[tuple[str, str]]:
@@ -53,12 +75,16 @@ def allowed_merges(merges: Iterable[Sequence[str]], reserved: set[str]) -> list[
 
 def _read(path: Path) -> Any:
     check_not_pointer(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise RecipeError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}: it is damaged")
+    _check_size(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > MAX_BYTES:
+        raise RecipeError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}: it is damaged")
 
 
 def _checked(data: Any, path: Path, rows: int, repairs: list[str]) -> dict[str, Any]:
@@ -115,16 +141,17 @@ def _kinds(value: Any) -> Iterator[str]:
             yield from _kinds(inner)
 
 
-def _try(text: str, path: Path) -> None:
-    """Raises RecipeError unless a process of its own, with bounded time and memory, can load and use the tokenizer."""
+def _try(text: bytes) -> str:
+    """Why a process of its own, with bounded time and memory, cannot load and use the tokenizer; empty: it can."""
     command = [sys.executable, "-I", "-c", TRIAL]
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=TRIAL_SECONDS)  # noqa: S603
+        done = subprocess.run(command, input=text, capture_output=True, timeout=TRIAL_SECONDS)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise _damaged(path, f"loading it takes more than {TRIAL_SECONDS} seconds") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _damaged(path, lines[-1] if lines else f"loading it ended with status {done.returncode}")
+        return f"loading it takes more than {TRIAL_SECONDS} seconds"
+    if not done.returncode:
+        return ""
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"loading it ended with status {done.returncode}"
 
 
 def _damaged(path: Path, reason: object) -> RecipeError:

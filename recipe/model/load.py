@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from recipe.checkpoints import hf_config, safetensors
+from recipe.checkpoints import hf_config, safetensors, tokenizer_json
 from recipe.core.cpu import free_cores
 from recipe.core.errors import RecipeError, UnfitError
 from recipe.core.manifest import check_intact
@@ -52,6 +52,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     check_folder(path)
+    tokenizer_json.check(path)
     try:
         # False, not None: transformers would ask in the terminal whether to run the folder's code
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

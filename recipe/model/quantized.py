@@ -18,6 +18,7 @@ from recipe.core.files import MANIFEST, atomic_folder, lock_folder, remove_lefto
 from recipe.core.manifest import check_intact, hash_inputs, read_manifest, verify, write_manifest
 from recipe.core.run import quantized_folder
 from recipe.core.text import say
+from recipe.core.versions import environment
 from recipe.pascal import int8
 from recipe.pascal.int8 import Int8Linear
 
@@ -88,7 +89,7 @@ def find(base: Path, precision: str) -> Path | None:
         return None
     try:
         manifest = read_manifest(folder)
-        if manifest["config"] != {"precision": precision} or manifest["inputs"] != _inputs(base):
+        if manifest["config"] != {"precision": precision} or manifest["inputs"] != _inputs(base, precision):
             say(f"{folder} was made from other weights or by other code: it is written again")
             return None
         problems = verify(folder)
@@ -130,7 +131,7 @@ def write(model: nn.Module, base: Path, precision: str, rest: Iterable[tuple[str
     try:
         with lock_folder(folder), atomic_folder(folder, replace_any=True) as partial:
             _write_shards(partial, model, rest)
-            write_manifest(partial, STAGE, {"precision": precision}, _inputs(base), {})
+            write_manifest(partial, STAGE, {"precision": precision}, _inputs(base, precision), {})
     except (OSError, RecipeError) as error:
         say(f"no {precision} copy is written ({error}): the next start reads the weights again")
     else:
@@ -181,5 +182,8 @@ def _may_be_ours(folder: Path) -> bool:
         return any(folder.glob("[0-9]*.safetensors"))
 
 
-def _inputs(base: Path) -> dict[str, str]:
-    return {"base": hash_inputs({"base": base})["base"], "code": sha256(Path(int8.__file__))}
+def _inputs(base: Path, precision: str) -> dict[str, str]:
+    """The weights that a copy is made of, and what quantizes them."""
+    own = precision == "int8"
+    by = {"code": sha256(Path(int8.__file__))} if own else {"bitsandbytes": environment()["bitsandbytes"]}
+    return hash_inputs({"base": base}) | by

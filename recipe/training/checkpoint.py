@@ -1,7 +1,7 @@
 """Checkpoints of a run: what Trainer would write and read, without pickles, whole or not at all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from recipe.training.distributed import Ranks
 from recipe.training.faults import MemoryFallback, SkippedSteps
 from recipe.training.resume import STAGE, hash_packs, resumed_from, rotate
 from recipe.training.selection import Selection, trained_parameters
-from recipe.training.state import read_state, write_state
+from recipe.training.state import read_state, unreadable, write_state
 
 
 class CheckpointingTrainer(Trainer):
@@ -86,14 +86,20 @@ class CheckpointingTrainer(Trainer):
         if checkpoint is None:
             return
         state = read_state(Path(checkpoint))
+        try:
+            self._take_state(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise unreadable(Path(checkpoint), error) from None
+        self.saved_step = int(Path(checkpoint).name.rpartition("-")[2])
+        self.resumed_from = resumed_from(Path(checkpoint), torch.get_num_threads(), self.ranks.size)
+
+    def _take_state(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] and self.accelerator.scaler:  # a GPU that computes in fp32 has none
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name, part in self._own_state().items():
             part.load_state_dict(state.get(name, part.state_dict()))  # a checkpoint of an earlier version has none
-        self.saved_step = int(Path(checkpoint).name.rpartition("-")[2])
-        self.resumed_from = resumed_from(Path(checkpoint), torch.get_num_threads(), self.ranks.size)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing: `_load_optimizer_and_scheduler` does it."""

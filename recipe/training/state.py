@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recipe.core.errors import RecipeError
+from recipe.core.text import snippet
 
 TENSORS, VALUES = "training_state.safetensors", "training_state.json"
 KINDS = {"tuple": tuple, "list": list}
@@ -39,10 +40,15 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise TypeError("not a dict")
         return state
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise RecipeError(
-            f"{folder} has no readable {TENSORS} and {VALUES} ({error!r}): another version of the recipe may have "
-            f"written it; resume with that version, or remove {folder.parent} to start the run over"
-        ) from None
+        raise unreadable(folder, error) from None
+
+
+def unreadable(folder: Path, error: Exception) -> RecipeError:
+    """The error of a checkpoint whose state is missing, or not that of a training process."""
+    return RecipeError(
+        f"{folder} has no readable {TENSORS} and {VALUES} ({snippet(repr(error))}): another version of the recipe may "
+        f"have written it; resume with that version, or remove {folder.parent} to start the run over"
+    )
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -178,7 +178,7 @@ class LoraTrainer(CheckpointingTrainer):
         step = self.state.global_step
         write_batch(self.run.failed_batch, step + 1, self.packs, self.train_dataset.packs)
         kept = next(iter(list_checkpoints(self.run.checkpoints)), None)
-        resume = f"; {kept.name} is kept, and the same command resumes from it" if kept else ""
+        resume = f"; {kept.name} is kept: where a device was at fault, the same command resumes from it" if kept else ""
         raise RecipeError(
             f"{what}; lower train.learning_rate (now {self.args.learning_rate:g}), which begins a new run, or look at "
             f"the conversations of that step in {self.run.failed_batch}{resume}"

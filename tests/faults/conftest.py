@@ -10,6 +10,7 @@ from tests.faults import surroundings, world
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=0, help="kill the stages this often in all, and write results/")
+    parser.addoption("--full", type=int, default=0, help="fill the disk this often in all, and write results/")
     parser.addoption("--flips", type=int, default=0, help="flip this many bits of inputs in all, and write results/")
 
 

@@ -38,7 +38,7 @@ def test_a_killed_stage_ends_the_same(stages, stage, kind):
 
 
 def test_many_kills(stages, request):
-    """The long form: calls of all stages in a shuffled order, each at most once."""
+    """The long form: calls of all stages in a shuffled order, each at most once of a kind."""
     wanted = request.config.getoption("--kills")
     if not wanted:
         pytest.skip("the long form: pytest tests/faults --kills 1000")

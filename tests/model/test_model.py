@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
+from recipe.checkpoints import tokenizer_json
 from recipe.conversations.messages import Message
 from recipe.conversations.tokens import prompt_ids
 from recipe.core.config import Lora
@@ -239,7 +240,7 @@ def test_a_folder_without_a_whole_tokenizer(tiny_base, tmp_path, damage):
             file.unlink()
         else:
             file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RecipeError, match=r"half cannot be read .*: convert or merge again"):
+    with pytest.raises(RecipeError, match=r"half.* cannot be (read|loaded) .*: convert or merge again"):
         load_tokenizer(folder)
 
 
@@ -301,6 +302,16 @@ def test_a_tokenizer_that_brings_code_is_neither_run_nor_asked_about(tiny_base, 
     with pytest.raises(RecipeError, match="cannot be read"):
         load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_that_would_end_the_process_is_one_sentence(tiny_base, tmp_path, monkeypatch):
+    """Aborts and panics of the tokenizers library: it is loaded in a process of its own first."""
+    folder = shutil.copytree(tiny_base, tmp_path / "theirs")
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text())))  # a file that no earlier test has tried
+    monkeypatch.setattr(tokenizer_json, "TRIAL", "import os; os.abort()")
+    with pytest.raises(RecipeError, match=r"json cannot be loaded \(loading it ended with status -6\): convert or"):
+        load_tokenizer(folder)
 
 
 def test_only_what_describes_a_llama_is_taken_from_a_config(tiny_base, tmp_path):

@@ -11,12 +11,14 @@ from transformers import TrainingArguments
 from recipe import train
 from recipe.core.cli import entry
 from recipe.core.config import Train
+from recipe.core.errors import RecipeError
 from recipe.core.run import Run
 from recipe.model.adapter import add_adapter
 from recipe.model.load import load_base, load_tokenizer
 from recipe.model.prepare import prepare_for_training
 from recipe.planning import memory
 from recipe.training.dataset import PackedDataset, encode_file
+from recipe.training.state import read_state, write_state
 from recipe.training.trainer import LoraTrainer, build_trainer, training_arguments
 from tests.training import adamw8bit
 
@@ -82,6 +84,17 @@ def test_a_resumed_trainer_is_bit_identical(kernel, tiny_run, tmp_path, optimize
     assert found.keys() == expected.keys() and len(found) == 2 * 2 * 2
     for name, parameter in found.items():
         assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "memory"])
+def test_a_checkpoint_whose_state_is_another_one_is_one_sentence(kernel, tiny_run, tmp_path, part):
+    settings = dataclasses.replace(tiny_run.train, keep_checkpoints=99, save_steps=1)
+    config = dataclasses.replace(tiny_run, train=settings)
+    build(config, tmp_path / "whole").train()
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-2"
+    write_state(checkpoint, read_state(checkpoint) | {part: {"param_groups": []}})
+    with pytest.raises(RecipeError, match=r"checkpoint-2 has no readable training_state.*to start the run over"):
+        build(config, tmp_path / "again").train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_adamw8bit_on_a_cpu_says_what_it_needs_before_anything_is_read(tiny_run, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
 
         processes = corpus.processes or len(os.sched_getaffinity(0))
         divided = shards.divide(plan.sources, generated)
-        count = sum(1 for _ in shards.prepare(divided, work, config, processes, report))
+        with ThreadPoolExecutor(1) as disk:
+            finished = shards.prepare(divided, work, config, processes, report)
+            synced = [disk.submit(shards.sync, work, number) for number in finished]
+            count = len([one.result() for one in synced])
         bar.update(bar.total - bar.n)
     return count

@@ -4,6 +4,7 @@ A shard's content follows from the sources alone, never from the number of worke
 corpus on every machine, and a finished shard stays finished when the work is interrupted.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -253,9 +254,30 @@ def path_of(folder: Path, number: int, kind: Kind) -> Path:
     return folder / f"{number:06}.{kind}"
 
 
+def sync(folder: Path, number: int) -> None:
+    """Have a finished shard written to the disk. Apart from `_write`: a worker would wait as long as it computes."""
+    for path in sorted(folder.glob(f"{number:06}.*")):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def read(folder: Path, number: int, kind: Kind) -> bytes:
+    """A file of a finished shard. Raises RecipeError if it is not the one that the shard was finished with."""
+    index = read_index(folder, number)
+    with contextlib.suppress(OSError):
+        data = path_of(folder, number, kind).read_bytes()
+        if index and hashlib.sha256(data).hexdigest() == index.sha256[kind]:
+            return data
+    raise damaged(folder, number)
+
+
+def damaged(folder: Path, number: int) -> RecipeError:
+    """The error of a shard that is no longer as it was finished."""
+    return RecipeError(f"shard {number} in {folder} is missing or damaged: run the same command again to rebuild it")
+
+
 def _write(path: Path, data: bytes) -> str:
-    """Write a file and return its sha256. No fsync, for which a worker would wait as long as it computes: a file that a
-    power cut damages is found by its hash, and its shard is prepared again."""
+    """Write a file and return its sha256: what a power cut damages is found, and its shard is prepared again."""
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 

@@ -106,7 +106,7 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: An
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects:
         selection = select(corpus, work, count, rejects)
     with open(folder / "changed.jsonl", "wb") as changes:
-        changes.writelines(shards.path_of(work, number, "changes").read_bytes() for number in range(count))
+        changes.writelines(shards.read(work, number, "changes") for number in range(count))
     _report_oddities(selection)
     train, val = SplitFile(folder / "train.jsonl"), SplitFile(folder / "val.jsonl")
     if not any(True for _ in selection.kept()):
@@ -180,7 +180,7 @@ def _sample_id(name: str, index: int, count: int) -> str:
 def _read_index(work: Path, number: int) -> ShardIndex:
     index = shards.read_index(work, number)
     if index is None:
-        raise RecipeError(f"shard {number} in {work} is missing or damaged; run the same command again to rebuild it")
+        raise shards.damaged(work, number)
     return index
 
 
@@ -197,7 +197,7 @@ def _count_source(out: Selection, index: ShardIndex, rejects: IO[str]) -> None:
 def _similar(work: Path, count: int, threshold: float) -> Iterator[bool]:
     paths = [shards.path_of(work, number, "signatures") for number in range(count)]
     conversations = sum(path.stat().st_size for path in paths) // SIGNATURE.itemsize
-    signatures = (np.fromfile(path, SIGNATURE) for path in paths)
+    signatures = (np.frombuffer(shards.read(work, number, "signatures"), SIGNATURE) for number in range(count))
     return map(bool, near_duplicates(signatures, conversations, threshold, work))
 
 
@@ -320,7 +320,7 @@ def copy_samples(
 def _read_samples(work: Path, number: int) -> Iterator[tuple[Row, list[bytes]]]:
     """The rows of a shard, each with the lines of its samples."""
     index = _read_index(work, number)
-    lines = io.BytesIO(shards.path_of(work, number, "samples").read_bytes())
+    lines = io.BytesIO(shards.read(work, number, "samples"))
     for row in index.rows:
         yield row, [lines.read(sample[0]) for sample in row.samples]
 

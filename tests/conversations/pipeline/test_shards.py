@@ -19,6 +19,7 @@ from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.pipeline.shards import ShardConfig
 from recipe.conversations.tokens import encoders
 from recipe.core.config import Corpus
+from recipe.core.errors import RecipeError
 
 
 @pytest.fixture
@@ -99,6 +100,24 @@ def test_a_damaged_shard_is_prepared_again(small, sources, config, tmp_path: Pat
         path.unlink()
     prepare(sources, tmp_path / "shards", config, 1)
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_was_altered_is_an_error(small, sources, config, tmp_path: Path) -> None:
+    prepare(sources, tmp_path, config, 1)
+    path = shards.path_of(tmp_path, 1, "samples")
+    whole = path.read_bytes()
+    assert shards.read(tmp_path, 1, "samples") == whole
+    path.write_bytes(whole[:-1] + b" ")
+    with pytest.raises(RecipeError, match=r"shard 1 in .* is missing or damaged"):
+        shards.read(tmp_path, 1, "samples")
+
+
+def test_finished_shards_are_synced(small, sources, config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(sources, tmp_path, config, 1)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    shards.sync(tmp_path, 1)
+    assert sorted(synced) == [str(path) for path in sorted(tmp_path.glob("000001.*"))]
 
 
 def test_workers_ignore_ctrl_c() -> None:
