@@ -57,7 +57,7 @@ def _lm_eval(session: nox.Session) -> str:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, -- --flips 1000."""
+    """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --full 500, --flips 1000."""
     folders = ["tests/faults", "tests/hostile"]
     session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -43,6 +43,11 @@ class CheckpointingTrainer(Trainer):
             remedy = "a device is faulty; the same command resumes from the last checkpoint, when they were equal"
             self.ranks.check_equal({"its adapter": content.hexdigest()}, remedy)
 
+    def end_part(self) -> None:
+        """From now on the run has another number of threads: those so far are of an earlier part."""
+        part = [torch.get_num_threads(), self.ranks.size]
+        self.resumed_from = [*self.resumed_from, part] if part not in self.resumed_from else self.resumed_from
+
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Write a whole checkpoint with its manifest, then remove older ones. The first process does, for all."""
         self.check_ranks()

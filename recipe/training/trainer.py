@@ -24,6 +24,7 @@ from recipe.training.distributed import Ranks
 from recipe.training.faults import MemoryFallback, SkippedSteps, write_batch
 from recipe.training.resume import list_checkpoints
 from recipe.training.selection import Selection, trained_parameters
+from recipe.training.threads import FewerThreads
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -283,6 +284,8 @@ def build_trainer(
         keep_checkpoints=train.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
+    if trainer.args.device.type == "cpu" and ranks.size == 1:
+        trainer.add_callback(FewerThreads(lambda: sum(trainer.packs[-1]["lengths"]), trainer.end_part))
     if not ranks.rank:
         trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
     return trainer

@@ -31,6 +31,7 @@ PLACE = r"\{(?:commit)?\}"  # of a number or a commit in a claim
 # What long forms, make race, make rehearse and tests/hostile/count.py leave.
 COUNTS = {
     "kills": ROOT / "tests" / "faults" / "results" / "kills.json",
+    "full": ROOT / "tests" / "faults" / "results" / "full.json",
     "flips": ROOT / "tests" / "faults" / "results" / "flips.json",
     "files": ROOT / "tests" / "hostile" / "results" / "files.json",
     "fuzz": ROOT / "tests" / "hostile" / "results" / "fuzz.json",

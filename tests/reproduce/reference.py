@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "reproduce"
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench"), str(ROOT / "tests" / "faults")]
 CONFIG, RESULTS = HERE / "reference.toml", HERE / "results.json"
 LEVEL = 0.05  # a run below this p-value is outside: one honest run of twenty
 SEED = 6  # of the run that is compared; those of the band are others
@@ -59,6 +59,7 @@ def prepare(config: Path = CONFIG) -> None:
 
 def measure_band(seeds: Sequence[int]) -> dict[str, Any]:
     """The runs of all seeds, which differ in nothing but the seed, and the machine that made them."""
+    from longform import commit
     from run import machine
 
     runs = [train(seed) for seed in seeds]
@@ -66,6 +67,7 @@ def measure_band(seeds: Sequence[int]) -> dict[str, Any]:
         raise SystemExit("error: the runs differ in more than their seed: did a file change meanwhile? Start again")
     return {
         "machine": machine(),
+        "commit": commit(),
         "settings": runs[0]["settings"],
         "inputs": runs[0]["inputs"],
         "seeds": list(seeds),
