@@ -103,6 +103,14 @@ def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precisi
     assert same_bits(first, second) and torch.equal(logits(first), logits(second))
 
 
+def test_an_nf4_copy_of_another_bitsandbytes_is_not_read(kernels, base, capsys, monkeypatch):
+    load_cached(base, "nf4", CPU)
+    assert quantized.find(base, "nf4")
+    monkeypatch.setattr(quantized, "environment", lambda: {"bitsandbytes": "another version"})
+    assert quantized.find(base, "nf4") is None
+    assert "was made from other weights or by other code" in capsys.readouterr().err
+
+
 def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
     monkeypatch.setattr(quantized, "SHARD_BYTES", 20_000)
     first = load_cached(base, "int8", CPU)
