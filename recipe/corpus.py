@@ -17,7 +17,7 @@ from recipe.conversations.formats import export, inspect
 from recipe.conversations.pipeline.build import build_corpus
 from recipe.conversations.pipeline.cluster import ClusterError
 from recipe.conversations.pipeline.resolve import resolve
-from recipe.conversations.pipeline.shards import KilledError
+from recipe.conversations.pipeline.shards import DamagedError, KilledError
 from recipe.conversations.pipeline.write import NothingLeftError
 from recipe.conversations.samples import render_sample
 from recipe.core import config as configs
@@ -55,7 +55,7 @@ def run(config: Config) -> dict[str, Any]:
         try:
             results, tokenizer = build_corpus(plan, partial, work)
             write_reports(partial, results, settings, plan.corpus, tokenizer)
-        except (KilledError, ClusterError, UnfitError):  # the finished shards are worth keeping
+        except (KilledError, DamagedError, ClusterError, UnfitError):  # the finished shards are worth keeping
             raise
         except NothingLeftError as error:
             shutil.rmtree(work.parent)

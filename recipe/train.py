@@ -100,6 +100,7 @@ def train(
     """
     from recipe.training.resume import share_checkpoint
     from recipe.training.setup import load_data, load_model
+    from recipe.training.threads import FewerThreads
     from recipe.training.trainer import Stopped, build_trainer
 
     data, validation = load_data(config)
@@ -107,6 +108,8 @@ def train(
     model = load_model(config, opened, copy, device, recomputed_layers(config, device, ranks.launch.local_size), ranks)
     trainer = build_trainer(model, config.train, opened, data, validation, ranks)
     trainer.stop_requested = lambda: bool(stop.reason)
+    if device.type == "cpu" and ranks.size == 1:
+        trainer.add_callback(FewerThreads(lambda: trainer.packs[-1]["input_ids"].numel(), trainer.end_part))
     if checkpoint:
         say(f"resume from {checkpoint}")
     stop.raise_if_signaled()

@@ -14,6 +14,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # by the load, two runs of a test would get different numbers of threads
 
 from recipe.core.config import Base, Config, Corpus, Evaluate, Lora, Source, Train
 from recipe.core.run import Run

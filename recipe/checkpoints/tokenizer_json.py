@@ -26,7 +26,9 @@ TRIAL_SECONDS = 120
 TRIAL_MEMORY = 4 << 30
 TRIAL = (
     "import resource, sys, tokenizers\n"
-    f"resource.setrlimit(resource.RLIMIT_AS, ({TRIAL_MEMORY}, {TRIAL_MEMORY}))\n"
+    "hard = resource.getrlimit(resource.RLIMIT_AS)[1]\n"
+    f"limit = {TRIAL_MEMORY} if hard == resource.RLIM_INFINITY else min(hard, {TRIAL_MEMORY})\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
     "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
     "tokenizers.Tokenizer.from_str(sys.stdin.buffer.read().decode()).encode('a b')\n"
 )
@@ -143,7 +145,7 @@ def _kinds(value: Any) -> Iterator[str]:
 
 def _try(text: bytes) -> str:
     """Why a process of its own, with bounded time and memory, cannot load and use the tokenizer; empty: it can."""
-    command = [sys.executable, "-I", "-c", TRIAL]
+    command = [sys.executable, "-P", "-c", TRIAL]
     try:
         done = subprocess.run(command, input=text, capture_output=True, timeout=TRIAL_SECONDS)  # noqa: S603
     except subprocess.TimeoutExpired:

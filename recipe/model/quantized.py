@@ -90,7 +90,7 @@ def find(base: Path, precision: str) -> Path | None:
     try:
         manifest = read_manifest(folder)
         if manifest["config"] != {"precision": precision} or manifest["inputs"] != _inputs(base, precision):
-            say(f"{folder} was made from other weights or by other code: it is written again")
+            say(f"{folder} was made from other weights, or by other code or another bitsandbytes: it is written again")
             return None
         problems = verify(folder)
     except RecipeError as error:

@@ -18,6 +18,8 @@ from recipe.training.resume import STAGE, hash_packs, resumed_from, rotate
 from recipe.training.selection import Selection, trained_parameters
 from recipe.training.state import read_state, unreadable, write_state
 
+MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "state2"}  # of torch's AdamW and of bitsandbytes' 8-bit one
+
 
 class CheckpointingTrainer(Trainer):
     """Trainer with checkpoints of this recipe.
@@ -93,13 +95,16 @@ class CheckpointingTrainer(Trainer):
         state = read_state(Path(checkpoint))
         try:
             self._take_state(state)
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise unreadable(Path(checkpoint), error) from None
         self.saved_step = int(Path(checkpoint).name.rpartition("-")[2])
         self.resumed_from = resumed_from(Path(checkpoint), torch.get_num_threads(), self.ranks.size)
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            if any(values[name].shape != parameter.shape for name in MOMENTS & values.keys()):
+                raise ValueError("moments of other shapes than the adapter's")
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] and self.accelerator.scaler:  # a GPU that computes in fp32 has none
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -24,7 +24,6 @@ from recipe.training.distributed import Ranks
 from recipe.training.faults import MemoryFallback, SkippedSteps, write_batch
 from recipe.training.resume import list_checkpoints
 from recipe.training.selection import Selection, trained_parameters
-from recipe.training.threads import FewerThreads
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -179,7 +178,7 @@ class LoraTrainer(CheckpointingTrainer):
         step = self.state.global_step
         write_batch(self.run.failed_batch, step + 1, self.packs, self.train_dataset.packs)
         kept = next(iter(list_checkpoints(self.run.checkpoints)), None)
-        resume = f"; {kept.name} is kept: where a device was at fault, the same command resumes from it" if kept else ""
+        resume = f"; {kept.name} is kept: if a device was at fault, the same command resumes from it" if kept else ""
         raise RecipeError(
             f"{what}; lower train.learning_rate (now {self.args.learning_rate:g}), which begins a new run, or look at "
             f"the conversations of that step in {self.run.failed_batch}{resume}"
@@ -284,8 +283,6 @@ def build_trainer(
         keep_checkpoints=train.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
-    if trainer.args.device.type == "cpu" and ranks.size == 1:
-        trainer.add_callback(FewerThreads(lambda: sum(trainer.packs[-1]["lengths"]), trainer.end_part))
     if not ranks.rank:
         trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
     return trainer

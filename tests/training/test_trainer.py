@@ -86,13 +86,21 @@ def test_a_resumed_trainer_is_bit_identical(kernel, tiny_run, tmp_path, optimize
         assert torch.equal(parameter, expected[name]), name
 
 
-@pytest.mark.parametrize("part", ["optimizer", "scheduler", "memory"])
+def transposed(moments: dict) -> dict:
+    return moments | {
+        "state": {key: values | {"exp_avg": values["exp_avg"].t()} for key, values in moments["state"].items()}
+    }
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "memory", "moments"])
 def test_a_checkpoint_whose_state_is_another_one_is_one_sentence(kernel, tiny_run, tmp_path, part):
     settings = dataclasses.replace(tiny_run.train, keep_checkpoints=99, save_steps=1)
     config = dataclasses.replace(tiny_run, train=settings)
     build(config, tmp_path / "whole").train()
     checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-2"
-    write_state(checkpoint, read_state(checkpoint) | {part: {"param_groups": []}})
+    state = read_state(checkpoint)
+    other = {"optimizer": transposed(state["optimizer"])} if part == "moments" else {part: {"param_groups": []}}
+    write_state(checkpoint, state | other)
     with pytest.raises(RecipeError, match=r"checkpoint-2 has no readable training_state.*to start the run over"):
         build(config, tmp_path / "again").train(resume_from_checkpoint=str(checkpoint))
 

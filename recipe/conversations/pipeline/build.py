@@ -2,7 +2,6 @@
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,9 @@ def prepare(plan: Plan, work: Path, tokenizer: Any) -> int:
 
         processes = corpus.processes or len(os.sched_getaffinity(0))
         divided = shards.divide(plan.sources, generated)
-        with ThreadPoolExecutor(1) as disk:
-            finished = shards.prepare(divided, work, config, processes, report)
-            synced = [disk.submit(shards.sync, work, number) for number in finished]
-            count = len([one.result() for one in synced])
+        count = 0
+        for number in shards.prepare(divided, work, config, processes, report):
+            shards.sync(work, number)
+            count += 1
         bar.update(bar.total - bar.n)
     return count

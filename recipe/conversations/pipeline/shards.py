@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from recipe.conversations.cleaning.accounting import Account, Change, Drop, account
 from recipe.conversations.cleaning.filters import Filters
@@ -37,6 +37,13 @@ AHEAD = 2  # shards read ahead per worker; this bounds memory
 
 class KilledError(RecipeError):
     """A worker died while it prepared a shard. The finished shards are whole."""
+
+
+class DamagedError(RecipeError):
+    """A finished shard is gone or altered. The others are whole."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        super().__init__(f"shard {number} in {folder} is missing or damaged: run the same command to make it again")
 
 
 @dataclass(frozen=True)
@@ -255,29 +262,24 @@ def path_of(folder: Path, number: int, kind: Kind) -> Path:
 
 
 def sync(folder: Path, number: int) -> None:
-    """Have a finished shard written to the disk. Apart from `_write`: a worker would wait as long as it computes."""
-    for path in sorted(folder.glob(f"{number:06}.*")):
-        with open(path, "rb") as file:
+    """Have a finished shard written to the disk. Not done by the worker, which prepares the next one meanwhile."""
+    for kind in get_args(Kind):
+        with contextlib.suppress(FileNotFoundError), open(path_of(folder, number, kind), "rb") as file:
             os.fsync(file.fileno())
 
 
-def read(folder: Path, number: int, kind: Kind) -> bytes:
-    """A file of a finished shard. Raises RecipeError if it is not the one that the shard was finished with."""
-    index = read_index(folder, number)
-    with contextlib.suppress(OSError):
+def read(folder: Path, number: int, kind: Kind, index: ShardIndex | None = None) -> bytes:
+    """A file of a finished shard; `index`: the shard's, if it was read. Raises DamagedError if it is another file."""
+    index = index or read_index(folder, number)
+    with contextlib.suppress(FileNotFoundError):
         data = path_of(folder, number, kind).read_bytes()
         if index and hashlib.sha256(data).hexdigest() == index.sha256[kind]:
             return data
-    raise damaged(folder, number)
-
-
-def damaged(folder: Path, number: int) -> RecipeError:
-    """The error of a shard that is no longer as it was finished."""
-    return RecipeError(f"shard {number} in {folder} is missing or damaged: run the same command again to rebuild it")
+    raise DamagedError(folder, number)
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Write a file and return its sha256: what a power cut damages is found, and its shard is prepared again."""
+    """Write a file and return its sha256, by which the damage of a power cut is found; the shard is prepared again."""
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 

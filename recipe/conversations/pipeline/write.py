@@ -103,10 +103,11 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: An
     Memory: about 200 bytes a conversation.
     """
     corpus = plan.corpus
-    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects:
-        selection = select(corpus, work, count, rejects)
-    with open(folder / "changed.jsonl", "wb") as changes:
-        changes.writelines(shards.read(work, number, "changes") for number in range(count))
+    with (
+        open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejects,
+        open(folder / "changed.jsonl", "wb") as changes,
+    ):
+        selection = select(corpus, work, count, rejects, changes)
     _report_oddities(selection)
     train, val = SplitFile(folder / "train.jsonl"), SplitFile(folder / "val.jsonl")
     if not any(True for _ in selection.kept()):
@@ -122,14 +123,18 @@ def write_corpus(plan: Plan, folder: Path, work: Path, count: int, tokenizer: An
     return summarize(corpus, selection, train, val, prefix)
 
 
-def select(corpus: Corpus, work: Path, count: int, rejects: IO[str]) -> Selection:
-    """What becomes of every conversation. Of those with the same text, or a similar one, the first is kept."""
+def select(corpus: Corpus, work: Path, count: int, rejects: IO[str], changes: IO[bytes]) -> Selection:
+    """What becomes of every conversation. Of those with the same text, or a similar one, the first is kept.
+
+    Rejected records and changed turns are copied to `rejects` and `changes`.
+    """
     similar = _similar(work, count, corpus.near_threshold) if corpus.duplicates == "near" else itertools.repeat(False)
     exact = corpus.duplicates != "keep"
     out, fingerprints, names = Selection(), set[bytes](), _Names()
     for number in range(count):
         index = _read_index(work, number)
         _count_source(out, index, rejects)
+        changes.write(shards.read(work, number, "changes", index))
         for row, is_similar in zip(index.rows, similar, strict=False):
             content = bytes.fromhex(row.fingerprint)
             repeated = exact and content in fingerprints
@@ -180,7 +185,7 @@ def _sample_id(name: str, index: int, count: int) -> str:
 def _read_index(work: Path, number: int) -> ShardIndex:
     index = shards.read_index(work, number)
     if index is None:
-        raise shards.damaged(work, number)
+        raise shards.DamagedError(work, number)
     return index
 
 
@@ -320,7 +325,7 @@ def copy_samples(
 def _read_samples(work: Path, number: int) -> Iterator[tuple[Row, list[bytes]]]:
     """The rows of a shard, each with the lines of its samples."""
     index = _read_index(work, number)
-    lines = io.BytesIO(shards.read(work, number, "samples"))
+    lines = io.BytesIO(shards.read(work, number, "samples", index))
     for row in index.rows:
         yield row, [lines.read(sample[0]) for sample in row.samples]
 

@@ -19,7 +19,6 @@ from recipe.conversations.pipeline.resolve import RawSource
 from recipe.conversations.pipeline.shards import ShardConfig
 from recipe.conversations.tokens import encoders
 from recipe.core.config import Corpus
-from recipe.core.errors import RecipeError
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_a_shard_that_was_altered_is_an_error(small, sources, config, tmp_path: 
     whole = path.read_bytes()
     assert shards.read(tmp_path, 1, "samples") == whole
     path.write_bytes(whole[:-1] + b" ")
-    with pytest.raises(RecipeError, match=r"shard 1 in .* is missing or damaged"):
+    with pytest.raises(shards.DamagedError, match=r"shard 1 in .* is missing or damaged"):
         shards.read(tmp_path, 1, "samples")
 
 
