@@ -60,8 +60,9 @@ lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 	cd docker && for name in requirements requirements-dev requirements-cluster; do \
 	  ../.venv/bin/uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
-	cd tests/bench && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 trl.in --output-file trl.lock
+	cd tests/bench && for name in trl llamafactory; do \
+	  ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 $$name.in --output-file $$name.lock || exit 1; done
 	cd tests/demo && ../../.venv/bin/uv pip compile --quiet --no-header --no-deps --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 lm_eval.in --output-file lm_eval.lock
 

@@ -158,9 +158,9 @@ def corpus(length: int) -> Path:
     return folder
 
 
-def trl() -> Path:
-    """The Python of a separate environment: TRL from its own lock, the rest from the locked packages."""
-    folder = CACHE / "trl"
+def separate(way: str) -> Path:
+    """The Python of a way's own environment: first the packages of the way's lock, then the project's locked ones."""
+    folder = CACHE / way
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -169,18 +169,22 @@ def trl() -> Path:
         locked = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
         (packages / "locked.pth").write_text(f"{locked}\n", encoding="utf-8")
         options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", packages]
-        run(sys.executable, "-m", "pip", "install", *options, "-r", BENCH / "trl.lock")
+        run(sys.executable, "-m", "pip", "install", *options, "-r", BENCH / f"{way}.lock")
         (folder / ".ready").touch()
     return python
 
 
 def turns(length: int, *ways: str, layers: str = "qv") -> dict[str, Any]:
     """Ways that take turns: few at a time, as a machine's speed drifts, and not all fit into 24 GB at 2,048 tokens."""
+    from train import SEPARATE
+
     conversations, repeats = TURNS[length]
     command: list[str | Path] = [sys.executable, BENCH / "train.py", "--base", base(), "--corpus", corpus(length)]
     command += ["--length", str(length), "--conversations", str(conversations), "--repeats", str(repeats)]
-    options = ["--trl", trl()] if "trl" in ways else []
-    return measured(*command, *options, "--layers", layers, "--ways", *ways)
+    for way in SEPARATE:
+        if way in ways:
+            command += [f"--{way}", separate(way)]
+    return measured(*command, "--layers", layers, "--ways", *ways)
 
 
 def profile(length: int) -> dict[str, Any]:
@@ -244,9 +248,11 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train-512/speed": lambda: turns(512, "ours", "usual", "grouped"),
     "train-512/int8": lambda: turns(512, "ours", "int8"),
     "train-512/trl": lambda: turns(512, "ours", "trl"),
+    "train-512/llamafactory": lambda: turns(512, "ours", "llamafactory"),
     "train-2048/speed": lambda: turns(2048, "ours", "usual", "grouped"),
     "train-2048/int8": lambda: turns(2048, "ours", "int8"),
     "train-2048/trl": lambda: turns(2048, "ours", "trl"),
+    "train-2048/llamafactory": lambda: turns(2048, "ours", "llamafactory"),
     "train-512-all": lambda: turns(512, "ours", "grouped", layers="all"),
     "train-2048-all": lambda: turns(2048, "ours", "grouped", layers="all"),
     "levers-512/1": lambda: turns(512, "ours", "no-packing", "no-shared-prompt", "no-blocks"),

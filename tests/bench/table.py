@@ -9,6 +9,7 @@ NAMES = {
     "usual": "the usual way: padded to full length, whole model checkpointed, eager attention, all logits",
     "grouped": "batches of similar lengths, padded to the longest, no checkpointing",
     "trl": "TRL 0.17 SFTTrainer, packing (cuts conversations, trains on every token)",
+    "llamafactory": "LLaMA-Factory 0.9.3, neat packing, no checkpointing",
 }
 SHORT = {
     "ours": "this recipe",
@@ -16,6 +17,7 @@ SHORT = {
     "usual": "the usual way",
     "grouped": "grouped",
     "trl": "TRL, packing",
+    "llamafactory": "LLaMA-Factory",
 }
 LEVERS = {
     "no-packing": "packing (one conversation per pass)",
@@ -98,9 +100,9 @@ def training(part: dict[str, Any]) -> str:
     turn = f"{part['conversations']} conversations per turn, {part['mean_length']} tokens on average"
     note = f"{turn}; median of {part['repeats']} turns (lowest to highest)."
     note += (
-        "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians; int8 and TRL"
+        "\nRatios are medians over interleaved turns of two or three ways, not quite ratios of medians; int8, TRL and"
     )
-    note += "\ntook theirs with ours alone."
+    note += "\nLLaMA-Factory took theirs with ours alone."
     note += "\nThe share of the matmul limit counts needed compute alone; times the column before it, all compute."
     return table(head, rows) + f"\n{note}\n"
 

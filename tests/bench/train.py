@@ -6,7 +6,9 @@ All ways train the same LoRA on the same base, conversations and optimizer, in f
 default base). `usual` is Hugging Face's Trainer as most recipes use it: padded to full length, the whole model
 checkpointed, eager attention, all logits. `grouped` pads to the longest of a batch of similar lengths and keeps
 the activations. `trl` is TRL's SFTTrainer with packing, in its own environment (--trl PYTHON): it cuts conversations,
-has no document masking and trains on every token. `no-...` is this recipe without one of its optimizations.
+has no document masking and trains on every token. `llamafactory` is LLaMA-Factory's supervised fine-tuning with neat
+packing, in its own environment (--llamafactory PYTHON): whole conversations, which do not see each other, and the same
+trained tokens as ours. `no-...` is this recipe without one of its optimizations.
 
 Each way is a process that stays alive. The processes take turns at one optimizer step over all conversations, so that
 other load on the machine affects all of them. The first turn is a warm-up. Ratios are medians over interleaved turns.
@@ -27,7 +29,8 @@ from typing import IO, Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-OTHERS = ("usual", "grouped", "trl")
+SEPARATE = ("trl", "llamafactory")  # ways with an environment of their own
+OTHERS = ("usual", "grouped", *SEPARATE)
 LEVERS = ("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
 WAYS = ("ours", "int8", *OTHERS, *LEVERS)
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -179,13 +182,81 @@ def trl(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
     )
 
 
+def llamafactory(way: str, base: Path, rows: Rows, length: int, folder: Path) -> Any:
+    """LLaMA-Factory's own packing, loading, collator and trainer, as its `run_sft` joins them, without checkpointing.
+
+    Its templates are left out, so that it gets the other ways' tokens and labels. Packs have one size, and the 4-D mask
+    of a pack goes to eager attention (SDPA needs torch 2.1.1). LLaMA-Factory cuts a conversation that is longer than a
+    pack; none is, here. The loss is the mean over all trained tokens of the step, as in this recipe.
+    """
+    from datasets import Dataset
+    from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_template_and_fix_tokenizer
+    from llamafactory.data.processor import PackedSupervisedDatasetProcessor
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import load_model, load_tokenizer
+    from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+    class Encoded(PackedSupervisedDatasetProcessor):
+        def _encode_data_example(self, prompt: Any, response: Any, **others: Any) -> tuple[list[int], list[int]]:
+            return prompt[0], response[0]
+
+    width, packs = neat_packs([len(row["input_ids"]) for row in rows])
+    layers = ",".join(LORA["target_modules"])
+    lora = {"lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_dropout": 0.0, "lora_target": layers}
+    data = {"dataset": "rows", "template": "vicuna", "cutoff_len": width, "neat_packing": True}
+    settings = common(folder, packs, 1) | lora | data
+    settings |= {"model_name_or_path": str(base), "do_train": True, "disable_gradient_checkpointing": True}
+    model_args, data_args, arguments, lora_args, _ = get_train_args(settings)
+    parts = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
+    examples = {"_prompt": [[row["input_ids"]] for row in rows], "_response": [[row["labels"]] for row in rows]}
+    examples |= {name: [None] * len(rows) for name in ("_system", "_tools", "_images", "_videos", "_audios")}
+    packed_rows = Encoded(template=template, data_args=data_args, **parts).preprocess_dataset(examples)
+    assert len(packed_rows["input_ids"]) == packs, "a turn is one optimizer step over all packs"
+    tuned = load_model(parts["tokenizer"], model_args, lora_args, is_trainable=True)
+    collator = SFTDataCollatorWith4DAttentionMask(
+        template=template,
+        model=tuned,
+        pad_to_multiple_of=8,
+        block_diag_attn=model_args.block_diag_attn,
+        attn_implementation=tuned.config._attn_implementation,
+        compute_dtype=model_args.compute_dtype,
+        **parts,
+    )
+    return CustomSeq2SeqTrainer(
+        model=tuned,
+        args=arguments,
+        finetuning_args=lora_args,
+        data_collator=collator,
+        train_dataset=Dataset.from_dict(packed_rows),
+        **parts,
+    )
+
+
+def neat_packs(sizes: list[int]) -> tuple[int, int]:
+    """(tokens of LLaMA-Factory's packs, their number): each takes the longest conversation that fits, until none does.
+
+    The packs are the smallest for these conversations: it pads each to more than its longest, to a multiple of 8, so
+    that larger ones would be emptier, with larger masks. For 512 tokens, packs of 1,024 were slower.
+    """
+    width = max(sizes) // 8 * 8 + 8
+    room: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        fits = [number for number, left in enumerate(room) if left >= size]
+        if fits:
+            room[fits[0]] -= size
+        else:
+            room.append(width - 1 - size)
+    return width, len(room)
+
+
 def child(way: str, base: Path, rows: Rows, length: int) -> None:
     """Run one way: for each line on stdin one turn; prints its seconds, its loss and the matmul rate around it."""
     import torch
     from transformers import logging
 
     logging.set_verbosity_error()
-    make = {"usual": usual, "grouped": usual, "trl": trl}.get(way, ours)
+    make = {"usual": usual, "grouped": usual, "trl": trl, "llamafactory": llamafactory}.get(way, ours)
     with tempfile.TemporaryDirectory() as folder:
         loop = make(way, base, rows, length, Path(folder))
         print(json.dumps({"ready": way}), flush=True)
@@ -235,6 +306,9 @@ def flop(way: str, base: Path, rows: Rows, length: int) -> dict[str, float]:
         widths = [length] * len(rows)
     elif way == "trl":  # one long text cut into pieces, the last one shorter
         widths = [length] * (sum(sizes) // length) + [sum(sizes) % length]
+    elif way == "llamafactory":
+        width, packs = neat_packs(sizes)
+        widths = [width] * packs
     elif way == "grouped":
         batch = batch_of(way, length)
         widths = [sizes[number - number % batch] for number in range(len(sizes))]
@@ -261,7 +335,7 @@ class Way:
     """The process of one way, loaded and waiting for its turns."""
 
     def __init__(self, name: str, args: argparse.Namespace, rows: Path, log: IO[str]) -> None:
-        python = args.trl if name == "trl" else sys.executable
+        python = getattr(args, name) if name in SEPARATE else sys.executable
         command = [python, __file__, "--way", name, "--base", str(args.base), "--length", str(args.length)]
         command += ["--rows", str(rows), "--layers", args.layers]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
@@ -346,7 +420,8 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=8, help="conversations per turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way after the warm-up")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "int8", "usual", "grouped"])
-    parser.add_argument("--trl", default="", help="the Python of an environment with TRL")
+    for name in SEPARATE:
+        parser.add_argument(f"--{name}", default="", metavar="PYTHON", help=f"of an environment with {name}")
     parser.add_argument("--layers", choices=LAYERS, default="qv", help="linear layers with an adapter: q and v, or all")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
