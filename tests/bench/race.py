@@ -214,7 +214,8 @@ def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[
             for row in metrics(race.latest(runs), "eval_loss")
         ]
         one = {"way": name, "seed": seed, "learning_rate": rate, "epochs": epochs, "settings": settings}
-        one |= {"tokens": losses[-1][0], "loss": results["validation_loss"], "losses": losses}
+        memory = max(row["memory_mb"] for row in metrics(race.latest(runs), "memory_mb"))
+        one |= {"tokens": losses[-1][0], "loss": results["validation_loss"], "losses": losses, "memory_mb": memory}
         race.curves.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(one) + "\n", encoding="utf-8")
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -300,6 +301,7 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
         "learning_rate": runs[0]["learning_rate"],
         "tokens": [one["tokens"] for one in runs],
         "loss": [one["loss"] for one in runs],
+        "memory_mb": [one["memory_mb"] for one in runs],
         "to": {},
     }
     speed = read_speed(race, WAYS[name])

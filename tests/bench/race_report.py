@@ -28,8 +28,9 @@ def markdown(found: Mapping[str, Any]) -> str:
                 least + span(to["times_fewer"], "{:.1f}"),
                 seconds,
             ]
-        rows.append([*cells, f"{span(one['loss'], '{:.3f}')} at {max(one['tokens']):,} tokens"])
-    lines = [table([*head, "loss at its end"], rows), ""]
+        end = f"{span(one['loss'], '{:.3f}')} at {max(one['tokens']):,} tokens"
+        rows.append([*cells, end, span(one["memory_mb"], "{:,.0f}")])
+    lines = [table([*head, "loss at its end", "peak memory, MB"], rows), ""]
     for number, (name, goal) in enumerate(targets.items(), 1):
         losses = ", ".join(f"{loss:.4f}" for loss in goal["losses"])
         lines.append(
