@@ -36,7 +36,7 @@ def test_many_full_disks(stages, request):
     """The long form: calls of all stages in a shuffled order, each at most once."""
     wanted = request.config.getoption("--full")
     if not wanted:
-        pytest.skip("the long form: pytest tests/faults --full 300")
+        pytest.skip("the long form: pytest tests/faults --full 500")
     trials = [(stage, at) for stage in STAGES for at in range(1, stages.calls[stage] + 1)]
     random.Random(0).shuffle(trials)
 
