@@ -1,4 +1,4 @@
-"""Load that begins while a run on a CPU trains: its threads become fewer, which is said and recorded."""
+"""A run on a CPU gives up threads when other programs start to keep its cores busy, says so, and records it."""
 
 import itertools
 from types import SimpleNamespace
