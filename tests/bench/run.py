@@ -1,4 +1,4 @@
-"""Measure everything that needs no GPU, in parts of at most ten minutes: `make bench`. Takes 90 minutes if idle.
+"""Measure everything that needs no GPU, in parts of at most ten minutes: `make bench`. Takes 105 minutes if idle.
 
     python tests/bench/run.py [--only train-512 levers-2048/2 ...] [--json]
 
