@@ -186,10 +186,11 @@ def _until_scores(shape: Shape, step: Step) -> int:
     """Norm, and query, key and value; grouped heads are repeated where the kernel does not support groups."""
     query = step.tokens * shape.hidden_size * step.width
     groups = shape.num_attention_heads // shape.num_key_value_heads
-    if step.cuda:  # the memory-efficient kernel keeps its output and one log-sum-exp per row
-        scores = 4 * query + step.tokens * shape.num_attention_heads * FP32
+    log_sums = step.tokens * shape.num_attention_heads * FP32  # one log-sum-exp per row
+    if step.cuda:  # the memory-efficient kernel keeps its output, too
+        scores = 4 * query + log_sums
     elif _tiled(step):
-        scores = query + 2 * query // groups
+        scores = query + 2 * query // groups + log_sums
     else:
         scores = 3 * query + _scores(shape, step)
     return _norm(shape, step) + _lora(shape, step, ("q_proj", "k_proj", "v_proj")) + scores

@@ -41,12 +41,34 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(ours, whole(300 * query, 300 * key, value), rtol=1e-3, atol=1e-3)
 
 
-def test_only_the_inputs_are_kept_and_the_peak_grows_with_the_length_alone():
+def test_gradients_of_steep_scores_are_as_exact_as_their_sum_in_fp32():
+    inputs = [10 * each.detach() if number < 2 else each.detach() for number, each in enumerate(states(6, 2, TILE + 3))]
+    ours = [each.clone().requires_grad_() for each in inputs]
+    exact = [each.double().requires_grad_() for each in inputs]
+    upstream = torch.randn(1, 6, TILE + 3, 16)
+    found = torch.autograd.grad(tiled_causal(*ours), ours, upstream)
+    for one, other in zip(found, torch.autograd.grad(whole(*exact), exact, upstream.double()), strict=True):
+        assert (one - other).abs().max() < 2e-4 * other.abs().max()
+
+
+def test_a_later_key_has_no_influence_however_large_its_score_is():
+    query, key, value = states(2, 2, TILE + 3)
+    before = tiled_causal(query, key, value)
+    with torch.no_grad():
+        key[:, :, -1], value[:, :, -1] = 1000 * key[:, :, -1], 1000 * value[:, :, -1]
+    after = tiled_causal(query, key, value)
+    assert torch.equal(before[:, :, :-1], after[:, :, :-1])
+    _, by_key, by_value = torch.autograd.grad(after[:, :, :-1].sum(), [query, key, value])
+    assert not by_key[:, :, -1].any() and not by_value[:, :, -1].any()
+
+
+def test_only_the_inputs_and_the_sums_are_kept_and_the_peak_grows_with_the_length_alone():
     peaks = []
     for length in (512, 1024, 2048):
         inputs = states(4, 2, length)
         kept = instruments.kept_bytes(lambda inputs=inputs: tiled_causal(*inputs).sum(), torch.nn.Module())
-        assert kept == sum(tensor.numel() for tensor in inputs) * 4
+        log_sums = 4 * length  # a number for each head and query
+        assert kept == (sum(tensor.numel() for tensor in inputs) + log_sums) * 4
         work = lambda inputs=inputs: tiled_causal(*inputs).sum().backward()  # noqa: E731
         work()
         peaks.append(instruments.peak_bytes(work, torch.device("cpu")))

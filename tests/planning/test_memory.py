@@ -124,7 +124,9 @@ def measured(shape: Shape, wanted: Step, lengths=None, shared=0) -> tuple[int, i
     for parameter in layer.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)  # as after a first step: counted among the adapters
-    return kept, instruments.peak_bytes(lambda: loss().backward(), CPU)
+    # with AVX-512, torch multiplies bfloat16 by oneDNN, which needs memory of its own; on a GPU nothing does
+    with torch.backends.mkldnn.flags(enabled=not wanted.half):
+        return kept, instruments.peak_bytes(lambda: loss().backward(), CPU)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_the_gpus_of_a_split_base_hold_it_once(split):
 def test_a_gpu_keeps_the_output_of_attention_and_no_scores():
     fused = memory.layer_kept(LLAMA_7B, step(2048, cuda=True, dropout=False))
     tiled = memory.layer_kept(LLAMA_7B, step(2048, half=True, dropout=False))
-    output = 2048 * (4096 * 2 + 32 * 4)
+    output = 2048 * 4096 * 2  # both keep a number per head and query, too
     assert fused - tiled == output
 
 
