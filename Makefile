@@ -161,7 +161,7 @@ run-%: ## run any of these targets in the image: make run-train CONFIG=my.toml
 test: $(READY) ## run lint, type checks and tests with the packages that the image ships
 	$(PY) -m nox
 
-bench: $(READY) ## measure speed and memory beside other ways, in parts (90 minutes on an idle machine)
+bench: $(READY) ## measure speed and memory beside other ways, in parts (110 minutes on an idle machine)
 	@$(PY) tests/bench/run.py
 
 race: $(READY) ## race ways of training to one validation loss (hours); run it again to continue

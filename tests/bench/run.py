@@ -1,4 +1,4 @@
-"""Measure everything that needs no GPU, in parts of at most ten minutes: `make bench`. Takes 105 minutes if idle.
+"""Measure everything that needs no GPU, in parts of at most ten minutes: `make bench`. Takes 110 minutes if idle.
 
     python tests/bench/run.py [--only train-512 levers-2048/2 ...] [--json]
 
@@ -83,8 +83,9 @@ def join(results: Path) -> dict[str, Any]:
             continue
         one, name = json.loads(file.read_text(encoding="utf-8")), part.partition("/")[0]
         whole = found.setdefault(name, one)
+        other = {"other_turns": True} | ({"machine": one["machine"]} if one["machine"] != whole["machine"] else {})
         for way, numbers in one.get("ways", {}).items():
-            whole["ways"].setdefault(way, numbers | {"other_turns": True})
+            whole["ways"].setdefault(way, numbers | other)
     for whole in found.values():
         relate(whole.get("ways", {}))
     (results / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -257,10 +258,12 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "train-2048-all": lambda: turns(2048, "ours", "grouped", layers="all"),
     "levers-512/1": lambda: turns(512, "ours", "no-packing", "no-shared-prompt", "no-blocks"),
     "levers-512/2": lambda: turns(512, "ours", "no-chunked-loss", "no-lean-layers", "no-kept-activations"),
+    "levers-512/3": lambda: turns(512, "ours", "larger-packs"),
     "levers-2048/1": lambda: turns(2048, "ours", "no-packing", "no-shared-prompt"),
     "levers-2048/2": lambda: turns(2048, "ours", "no-chunked-loss", "no-kept-activations"),
     "levers-2048/3": lambda: turns(2048, "ours", "no-blocks"),
     "levers-2048/4": lambda: turns(2048, "ours", "no-lean-layers"),
+    "levers-2048/5": lambda: turns(2048, "ours", "larger-packs"),
     "profile-512": lambda: profile(512),
     "profile-2048": lambda: profile(2048),
     "convert": conversion,

@@ -26,6 +26,7 @@ LEVERS = {
     "no-chunked-loss": "the chunked loss at trained tokens (all logits)",
     "no-lean-layers": "fused norms, MLPs and rotations (those of transformers)",
     "no-kept-activations": "kept activations (every layer checkpointed)",
+    "larger-packs": "nothing, but with packs of twice the tokens",
 }
 COLOURS = {"ours": "#2563eb", "int8": "#60a5fa"}
 
@@ -87,7 +88,7 @@ def training(part: dict[str, Any]) -> str:
         loss = "differs" if way == "trl" else one["loss"]
         rows.append(
             [
-                NAMES[way],
+                on_machine(NAMES[way], one),
                 speed,
                 trained,
                 ratio(one, "usual"),
@@ -114,7 +115,7 @@ def ablation(part: dict[str, Any]) -> str:
         if way not in part["ways"]:
             continue
         one = part["ways"][way]
-        rows.append([name, ratio(one, "ours"), f"{one['peak_mb'] / 1000:.1f} GB"])
+        rows.append([on_machine(name, one), ratio(one, "ours"), f"{one['peak_mb'] / 1000:.1f} GB"])
     return table([f"at length {part['length']}, without", "speed, times all optimizations", "peak memory"], rows)
 
 
@@ -145,6 +146,11 @@ def all_layers(part: dict[str, Any]) -> str:
         for way, one in part["ways"].items()
     ]
     return table(head, rows)
+
+
+def on_machine(name: str, one: dict[str, Any]) -> str:
+    """The name of a row, with the machine if it was measured on another than the rest of its table."""
+    return f"{name} [{one['machine']}]" if "machine" in one else name
 
 
 def ratio(one: dict[str, Any], other: str) -> str:

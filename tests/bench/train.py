@@ -8,7 +8,8 @@ checkpointed, eager attention, all logits. `grouped` pads to the longest of a ba
 the activations. `trl` is TRL's SFTTrainer with packing, in its own environment (--trl PYTHON): it cuts conversations,
 has no document masking and trains on every token. `llamafactory` is LLaMA-Factory's supervised fine-tuning with neat
 packing, in its own environment (--llamafactory PYTHON): whole conversations, which do not see each other, and the same
-trained tokens as ours. `no-...` is this recipe without one of its optimizations.
+trained tokens as ours. `no-...` is this recipe without one of its optimizations, `larger-packs` with packs twice as
+large.
 
 Each way is a process that stays alive. The processes take turns at one optimizer step over all conversations, so that
 other load on the machine affects all of them. The first turn is a warm-up. Ratios are medians over interleaved turns.
@@ -31,7 +32,15 @@ from others import LAYERS, LORA, OTHERS, SEPARATE, Rows, batch_of, llamafactory,
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-LEVERS = ("no-packing", "no-shared-prompt", "no-blocks", "no-chunked-loss", "no-lean-layers", "no-kept-activations")
+LEVERS = (
+    "no-packing",
+    "no-shared-prompt",
+    "no-blocks",
+    "no-chunked-loss",
+    "no-lean-layers",
+    "no-kept-activations",
+    "larger-packs",
+)
 WAYS = ("ours", "int8", *OTHERS, *LEVERS)
 
 
@@ -97,7 +106,7 @@ def packed(way: str, table: Any, length: int) -> tuple[int, int, int]:
     """
     from recipe.training.dataset import PackedDataset
 
-    budget = 1 if way == "no-packing" else max(length, 1024)
+    budget = {"no-packing": 1, "larger-packs": 2 * max(length, 1024)}.get(way, max(length, 1024))
     data = PackedDataset(table, budget)
     return budget, len(data), data.prefix
 
