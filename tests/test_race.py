@@ -55,6 +55,18 @@ def test_the_search_for_a_rate_goes_on_until_worse_ones_lie_on_both_sides(losses
     assert race.next_rate(losses) == rate
 
 
+def test_the_better_half_of_the_ways_goes_on(monkeypatch):
+    ends = {"all": [1.63, 1.61], "mlp": [1.62], "eva": [1.65, 1.64], "linear": [1.6], "batch-2": [1.7]}
+    trials = [{"way": name, "seed": race.TUNING_SEED, "loss": loss} for name, losses in ends.items() for loss in losses]
+    raced = [{"way": "batch-2", "seed": 0, "loss": 1.0}]  # no trial
+    monkeypatch.setattr(race.Race, "read_curves", lambda self: trials + raced)
+    assert race.better_half(race.Race(), [*ends]) == ["linear", "all", "mlp"]
+    with pytest.raises(SystemExit, match=r"tune .* --ways warm-up"):
+        race.better_half(race.Race(), ["all", "warm-up"])
+    monkeypatch.setattr(race, "curve", None)
+    race.tune(race.Race(), "batch-2", race.WAYS["batch-2"].rates)  # raced already: no further trial
+
+
 @pytest.mark.parametrize("name", race.WAYS)
 def test_every_way_is_a_valid_config(name):
     way = race.WAYS[name]

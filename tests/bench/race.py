@@ -8,6 +8,8 @@
 The first target is the mean validation loss that the published settings (race.toml) end with after one pass over a
 fixed set of ShareGPT conversations; the second is that of the same settings with a tuned learning rate. Each way trains
 on the same set with a learning rate chosen on another seed. Tokens to a target are interpolated between validations.
+Ways that do poorly in trials on another seed are dropped (successive halving): every way has a trial, the better half
+are tuned further, and the better half of those race. The ways named by --ways skip this selection.
 Every run's curve is a file of tests/bench/results/race; a run that is there is not made again. A run that was
 interrupted resumes from its checkpoint.
 
@@ -38,7 +40,7 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]
 
 @dataclass(frozen=True)
 class Way:
-    """Settings that differ from the published ones (race.toml), and the learning rates to choose from."""
+    """Settings that differ from the published ones (race.toml), and learning rates to try, most promising first."""
 
     about: str
     rates: tuple[float, ...]
@@ -72,33 +74,35 @@ class Way:
 WAYS = {
     "published": Way("the settings of the published run: rank 8 on q and v, 16 packs a step", (3e-4,), epochs=1.0),
     "rate": Way("the same with a tuned learning rate", (2e-3, 4e-3, 8e-3), epochs=1.0, trial=0.25),
-    "batch-8": Way("8 packs a step", (2e-3, 4e-3), packs=8),
-    "batch-4": Way("4 packs a step", (1e-3, 2e-3, 4e-3), packs=4),
-    "batch-2": Way("2 packs a step", (1e-3, 2e-3, 4e-3), packs=2),
-    "mlp": Way("2 packs a step, adapters on the MLP", (1e-3, 2e-3), packs=2, targets=MLP),
-    "all": Way("2 packs a step, adapters on all layers", (1e-3, 2e-3, 4e-3), packs=2, targets=ALL),
+    "batch-8": Way("8 packs a step", (4e-3, 2e-3), packs=8),
+    "batch-4": Way("4 packs a step", (4e-3, 2e-3), packs=4),
+    "batch-2": Way("2 packs a step", (4e-3, 2e-3, 1e-3), packs=2),
+    "mlp": Way("2 packs a step, adapters on the MLP", (4e-3, 2e-3), packs=2, targets=MLP),
+    "all": Way("2 packs a step, adapters on all layers", (2e-3, 1e-3, 4e-3), packs=2, targets=ALL),
     "all-half": Way("as all, over half a pass", (2e-3,), packs=2, targets=ALL, epochs=0.5),
-    "all-batch-4": Way("4 packs a step, adapters on all layers", (1e-3, 2e-3), packs=4, targets=ALL),
+    "all-batch-4": Way("4 packs a step, adapters on all layers", (2e-3, 1e-3), packs=4, targets=ALL),
     "all-batch-1": Way("1 pack a step, adapters on all layers", (1e-3, 2e-3), packs=1, targets=ALL),
-    "all-rank-16": Way("2 packs a step, rank 16 on all layers", (1e-3, 2e-3), packs=2, targets=ALL, rank=16),
+    "all-rank-16": Way("2 packs a step, rank 16 on all layers", (2e-3, 1e-3), packs=2, targets=ALL, rank=16),
     "all-rank-64": Way(
         "2 packs a step, rank 64 on all layers, scaled as rsLoRA does",
-        (1e-3, 2e-3, 4e-3),
+        (2e-3, 1e-3, 4e-3),
         packs=2,
         targets=ALL,
         rank=64,
         scale=2 / 8**0.5,
     ),
     "upper-half": Way(
-        "as all, in the upper half of the layers", (2e-3, 4e-3), packs=2, targets=ALL, change="upper-half"
+        "as all, in the upper half of the layers", (4e-3, 2e-3), packs=2, targets=ALL, change="upper-half"
     ),
-    "lora-plus": Way("as all, 16 times the rate for B", (2.5e-4, 5e-4), packs=2, targets=ALL, change="lora-plus"),
-    "eva": Way("as all, A from its inputs (EVA with equal ranks)", (1e-3, 2e-3), packs=2, targets=ALL, change="eva"),
-    "constant": Way("as all, the rate stays constant", (1e-3, 2e-3), packs=2, targets=ALL, change="constant"),
-    "linear": Way("as all, the rate falls on a line", (1e-3, 2e-3), packs=2, targets=ALL, change="linear"),
+    "lora-plus": Way("as all, 16 times the rate for B", (5e-4, 2.5e-4), packs=2, targets=ALL, change="lora-plus"),
+    "eva": Way("as all, A from its inputs (EVA with equal ranks)", (2e-3, 1e-3), packs=2, targets=ALL, change="eva"),
+    "constant": Way("as all, the rate stays constant", (2e-3, 1e-3), packs=2, targets=ALL, change="constant"),
+    "linear": Way("as all, the rate falls on a line", (2e-3, 1e-3), packs=2, targets=ALL, change="linear"),
     "warm-up": Way("as all, warm-up over a fifth of the steps", (2e-3, 4e-3), packs=2, targets=ALL, warmup=0.2),
-    "short-first": Way("as all, short conversations first", (1e-3, 2e-3), packs=2, targets=ALL, change="short-first"),
+    "short-first": Way("as all, short conversations first", (2e-3, 1e-3), packs=2, targets=ALL, change="short-first"),
 }
+FIXED = ("published", "rate", "all-half")  # outside the selection: the ways of the targets, and `all` over a longer run
+CONTEST = [name for name in WAYS if name not in FIXED]
 SPEED = 0.125  # passes of a run that measures the speed
 TARGETS = ("published", "rate")  # the ways whose loss after a whole pass the others have to reach
 
@@ -142,7 +146,9 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "tune", "run", "speed", "table"), default="all")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=[], metavar="WAY", help=f"{', '.join(WAYS)}; default: those selected"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N", help="default: 0 1 2")
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: race.toml beside this")
     parser.add_argument("--rates", type=float, nargs="+", metavar="RATE", help="the learning rates to choose from")
@@ -152,14 +158,15 @@ def main() -> int:
     if args.what in ("all", "tune", "run"):
         prepare(race.config)
     if args.what in ("all", "tune"):
-        for name in args.ways:
+        for name in args.ways or [*FIXED, *better_half(race, try_once(race, args.rates))]:
             tune(race, name, args.rates or WAYS[name].rates)
     if args.what in ("all", "run"):
+        ways = args.ways or [*FIXED, *better_half(race, better_half(race, CONTEST))]
         for seed in args.seeds:
-            for name in args.ways:
+            for name in ways:
                 curve(race, name, seed, chosen_rate(race, name), WAYS[name].epochs)
     if args.what in ("all", "speed"):
-        measure_speed(race, args.ways)
+        measure_speed(race, args.ways or list(WAYS))
     if args.what in ("all", "table"):
         found = summary(race)
         for suffix, text in (
@@ -172,9 +179,32 @@ def main() -> int:
     return 0
 
 
+def try_once(race: Race, rates: Sequence[float] | None) -> list[str]:
+    """A trial of each way of the contest that has none, with the first learning rate; the names of all."""
+    for name in CONTEST:
+        if not trials(race, name):
+            curve(race, name, TUNING_SEED, (rates or WAYS[name].rates)[0], WAYS[name].trial)
+    return CONTEST
+
+
+def better_half(race: Race, names: Sequence[str]) -> list[str]:
+    """The better half of these ways, rounded up, by the final loss of each way's best trial. Raises SystemExit."""
+    best = {name: best_trial(race, name)["loss"] for name in names}
+    return sorted(best, key=lambda name: best[name])[: (len(best) + 1) // 2]
+
+
+def trials(race: Race, name: str) -> list[dict[str, Any]]:
+    """The curves with which a way's learning rate is chosen."""
+    return [one for one in race.read_curves() if one["way"] == name and one["seed"] == TUNING_SEED]
+
+
 def tune(race: Race, name: str, rates: Sequence[float]) -> None:
-    """Short runs with these rates, unless the way has but one, and beyond them while the best is the last of a side."""
-    if len(WAYS[name].rates) == 1:
+    """Short runs with these rates, and beyond them while the best is the last of a side.
+
+    Not for a way with one rate only, nor for one that has raced: it keeps the rate that it raced with.
+    """
+    raced = any(one["way"] == name and one["seed"] != TUNING_SEED for one in race.read_curves())
+    if len(WAYS[name].rates) == 1 or raced:
         return
     found = {rate: curve(race, name, TUNING_SEED, rate, WAYS[name].trial)["loss"] for rate in rates}
     while (rate := next_rate(found)) is not None:
@@ -193,11 +223,16 @@ def chosen_rate(race: Race, name: str) -> float:
     """The learning rate of a way: the only one, or that of the best trial. Raises SystemExit before there is one."""
     if len(WAYS[name].rates) == 1:
         return WAYS[name].rates[0]
-    trials = [one for one in race.read_curves() if one["way"] == name and one["seed"] == TUNING_SEED]
-    if not trials:
+    return best_trial(race, name)["learning_rate"]
+
+
+def best_trial(race: Race, name: str) -> dict[str, Any]:
+    """The trial with the lowest loss. Raises SystemExit before there is one."""
+    tried = trials(race, name)
+    if not tried:
         command = f"python tests/bench/race.py tune --config {race.config} --ways {name}"
         raise SystemExit(f"error: no learning rate was chosen for {name} yet: run `{command}` first")
-    return min(trials, key=lambda one: one["loss"])["learning_rate"]
+    return min(tried, key=lambda one: one["loss"])
 
 
 def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[str, Any]:
@@ -205,6 +240,8 @@ def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[
     file = race.curves / f"{name}-{rate:g}-{epochs:g}-seed{seed}.json"
     settings = WAYS[name].settings(seed, rate, epochs)
     validate = {"train.eval_steps": settings.pop("train.eval_steps")}  # changes no result
+    if seed == TUNING_SEED:
+        validate["train.eval_steps"] = 0  # a trial is validated at its end
     if not file.is_file():
         print(f"== {file.stem}", file=sys.stderr, flush=True)
         runs = race.runs / file.stem
@@ -278,9 +315,8 @@ def summary(race: Race) -> dict[str, Any]:
             targets[name] = {"loss": statistics.mean(losses), "losses": losses, "tokens": ends[0]["tokens"]}
     if "published" not in targets:
         raise SystemExit("error: there is no target yet: run `python tests/bench/race.py run --ways published` first")
-    trials = [one for one in race.read_curves() if one["seed"] == TUNING_SEED]
     rows = {name: row(race, name, [one for one in raced if one["way"] == name], targets) for name in WAYS}
-    tried = {name: [one for one in trials if one["way"] == name] for name in WAYS}
+    tried = {name: trials(race, name) for name in WAYS}
     return {
         "targets": targets,
         "ways": {name: row for name, row in rows.items() if row},
