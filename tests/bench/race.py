@@ -56,6 +56,10 @@ class Way:
     change: str = ""  # of race_change.py
     trial: float = 0.125  # passes of a run that chooses a rate
 
+    def computed(self) -> tuple[Any, ...]:
+        """What decides the speed of a pack: of the changes, only adapters in fewer layers compute something else."""
+        return self.targets, self.rank, self.change == "upper-half"
+
     def settings(self, seed: int, rate: float, epochs: float | None = None) -> dict[str, Any]:
         return {
             "lora.rank": self.rank,
@@ -362,7 +366,7 @@ def read_speed(race: Race, way: Way) -> list[float]:
         turn
         for name, turns in race.read_speeds().items()
         for turn in turns
-        if (WAYS[name].targets, WAYS[name].rank, WAYS[name].change) == (way.targets, way.rank, way.change)
+        if WAYS[name].computed() == way.computed()
     ]
     return [turn["tokens_per_second"] for turn in same if turn["machine"] == same[-1]["machine"]]
 
