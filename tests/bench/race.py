@@ -363,10 +363,7 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
 def read_speed(race: Race, way: Way) -> list[float]:
     """Tokens per second on the machine of the last turn, of the ways that compute the same for a pack as `way`."""
     same = [
-        turn
-        for name, turns in race.read_speeds().items()
-        for turn in turns
-        if WAYS[name].computed() == way.computed()
+        turn for name, turns in race.read_speeds().items() for turn in turns if WAYS[name].computed() == way.computed()
     ]
     return [turn["tokens_per_second"] for turn in same if turn["machine"] == same[-1]["machine"]]
 

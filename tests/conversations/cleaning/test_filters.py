@@ -64,18 +64,19 @@ def test_a_rule_that_is_none_is_one_sentence(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "text", "sentence"),
+    ("seconds", "rule", "text", "sentence"),
     [
         (
+            0.5,
             "(a|aa)+$ => b",
             "a" * 60 + "!",
             r"the replacement rule \(a\|aa\)\+\$ => b, .* of 61 .* takes more",
         ),
-        ("x* => " + "y" * 1000, "z" * 200_000, "makes more than 67,108,864 characters of it"),
+        (60.0, "x* => " + "y" * 1000, "z" * 200_000, "makes more than 67,108,864 characters of it"),
     ],
 )
-def test_a_rule_has_a_limit_of_time_and_size(monkeypatch, rule: str, text: str, sentence: str) -> None:
-    monkeypatch.setattr(filters, "RULE_SECONDS", 0.5)
+def test_a_rule_has_a_limit_of_time_and_size(monkeypatch, seconds: float, rule: str, text: str, sentence: str) -> None:
+    monkeypatch.setattr(filters, "RULE_SECONDS", seconds)
     with pytest.raises(RecipeError, match=sentence):
         Filters(Corpus(replace=(rule,))).change(text)
 
