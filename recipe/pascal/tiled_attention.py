@@ -72,10 +72,11 @@ def _repeat(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 
 
 def _tiles(length: int) -> Iterator[tuple[slice, slice]]:
-    """(a tile of queries, the keys that they may attend to)"""
-    for start in range(0, length, TILE):
-        end = min(start + TILE, length)
-        yield slice(start, end), slice(0, end)
+    """(a tile of queries, the keys that they may attend to); the tiles are even: a short one costs as many calls."""
+    count = -(-length // TILE)
+    for number in range(count):
+        end = length * (number + 1) // count
+        yield slice(length * number // count, end), slice(0, end)
 
 
 def _buffer(query: torch.Tensor) -> torch.Tensor:
