@@ -49,7 +49,7 @@ setup: $(READY) ## build .venv from the hash-locked requirements (once, and agai
 .venv/.ready: docker/requirements.lock docker/requirements-dev.lock
 	@found=$$($(PYTHON) --version 2>/dev/null); case "$$found" in "Python 3.11."*) ;; *) false ;; esac || { \
 	  echo "error: found $${found:-no program $(PYTHON)}, expected Python 3.11 (torch 2.0.1, the newest torch with CUDA 11" \
-	  "and P100 code, has no wheels for newer ones): install it and run make PYTHON=/path/to/python3.11" >&2; exit 3; }
+	  "and P100 code, has no wheels for newer ones): install it and run make setup PYTHON=/path/to/python3.11" >&2; exit 3; }
 	@echo "installing the locked packages into .venv: downloads 2.4 GB, takes 5.4 GB of disk and a few minutes, once"
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --progress-bar on --require-hashes --no-deps --only-binary :all: \
@@ -69,7 +69,7 @@ lock: $(READY) ## resolve docker/requirements*.in into lock files with hashes
 pins: $(READY) ## check every installed file against the lock, and every CUDA library for sm_60 code
 	$(PY) -m recipe.pins
 
-doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG (exit code 3: requirements not met)
+doctor: $(READY) ## check driver, GPU, memory, disk and files for CONFIG
 	@$(PY) -m recipe.doctor --config="$$CONFIG"
 
 plan: $(READY) ## estimate memory and run time of CONFIG (no GPU needed)
@@ -155,7 +155,7 @@ shell: ## open a shell in the image, without network unless NETWORK=1
 	@docker/image.sh shell
 
 run-%: export TARGET = $*
-run-%: ## run any of these targets in the image: make run-train CONFIG=my.toml
+run-%: ## run a step in the image: make run-train CONFIG=my.toml
 	@docker/image.sh run "$$TARGET" $(foreach name,$(GIVEN),$(name)="$$$(name)")
 
 test: $(READY) ## run lint, type checks and tests with the packages that the image ships

@@ -117,7 +117,7 @@ in_container() {
   # SELinux would deny access to the mounted folders; relabeling them would change the user's files.
   if [ -e "$SELINUX" ]; then flags+=(--security-opt label=disable); fi
   flags+=(--pids-limit 4096) # no memory limit: how much a stage needs depends on the model
-  for folder in weights data runs; do
+  for folder in weights data runs results; do
     mkdir -p "$folder"
     bind "$PWD/$folder" "/workspace/$folder"
   done
@@ -138,6 +138,9 @@ in_container() {
 run() {
   local flags=() variable config
   case $1 in
+    setup | lock | test | bench | race | reproduce | claims | gpu-test | clean | image* | shell | run-*)
+      die "found run-$1, expected a step of a run: the image holds no tests and no tools for developing; run make $1 outside the container" 2
+      ;;
     fetch | weights | data | demo) # the only targets that download
       for variable in HF_TOKEN META_URL; do # secrets by name, so that no command line shows their value
         if [ -n "${!variable:-}" ]; then flags+=(--env "$variable"); fi

@@ -47,9 +47,11 @@ def verdict(checks: list[Check]) -> str:
     """One line."""
     failed = [check.name for check in checks if check.verdict == "fail"]
     warned = [check.name for check in checks if check.verdict == "warn"]
+    missing = [check.name for check in checks if check.verdict == "todo"]
     if failed:
         return f"UNFIT: {', '.join(failed)}"
-    return "FIT" + (f", but look at: {', '.join(warned)}" if warned else "")
+    line = "FIT" + (f", but look at: {', '.join(warned)}" if warned else "")
+    return line + (f"; still to make: {', '.join(missing)}" if missing else "")
 
 
 def text(checks: list[Check]) -> str:

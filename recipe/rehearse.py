@@ -196,9 +196,11 @@ def limit_tokens_per_second(plan: MemoryPlan, rows: list[dict[str, Any]], flop: 
     return sum(work.values()) / seconds * 1e12 / flop
 
 
-def file_of(result: dict[str, Any]) -> Path:
+def result_file(config: Config) -> Path:
     """Where a result is kept: one file for each device and config, the newest."""
-    name = f"{result['device']['name']} {result['config']}".lower()
+    from recipe.model.load import default_device
+
+    name = f"{measure.device_name(default_device())} {config.name}".lower()
     return RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')[:120]}.json"
 
 
@@ -216,14 +218,15 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args)
     if args.dry_run:
         shape = sizing.read_shape(config, args.shape)[0]
-        show({"shape": vars(shape)}, f"would rehearse {config.name} on a random base of {shape}", args.json)
+        size = f"{shape.num_hidden_layers} layers of {shape.hidden_size}/{shape.intermediate_size} in {config.base.precision}"
+        show({"shape": vars(shape)}, f"would rehearse {config.name} on a random base: {size}", args.json)
         return 0
-    result = run(config, args.shape, args.tokens)
-    output = args.output or file_of(result)
-    with atomic_file(output) as file:
+    output = args.output or result_file(config)
+    with atomic_file(output) as file:  # before the minutes of measuring: the folder may be read-only
+        result = run(config, args.shape, args.tokens)
         json.dump(result, file, indent=1, sort_keys=True, ensure_ascii=False)
         file.write("\n")
-    show(result, f"{report.text(result)}\n\nwrote {output}: please send it in", args.json)
+    show(result, f"{report.text(result)}\n\nwrote {output}: please open a pull request that adds it", args.json)
     return 0
 
 

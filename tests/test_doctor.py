@@ -18,6 +18,7 @@ from recipe.environment import locks
 from recipe.environment.checks import Check
 from recipe.pascal import probe
 from recipe.pascal.probe import GemmBenchmark, Probe
+from recipe.planning.whole import make_plan
 
 CONFIGS = Path(doctor.__file__).parent / "configs"
 SEVEN = CONFIGS / "vicuna-7b-p100.toml"
@@ -199,7 +200,7 @@ def test_nvml_missing_beside_a_gpu_is_a_warning(hardware):
 def test_a_driver_that_does_not_run(hardware, code):
     hardware.init_error, hardware.torch_sees = pynvml.NVMLError(code), False
     found = checks(configs.load(SEVEN))
-    assert found["driver"].verdict == found["no GPU"].verdict == "fail"
+    assert found["driver"].verdict == found["device"].verdict == "fail"
     assert "NVML does not start" in found["driver"].found
 
 
@@ -237,11 +238,11 @@ def no_gpu(hardware) -> Hardware:
 
 def test_without_a_gpu_only_small_configs_are_fit(no_gpu, tiny_run):
     found = checks(tiny_run)
-    assert found["no GPU"].verdict == found["driver"].verdict == "warn"
+    assert found["device"].verdict == found["driver"].verdict == "warn"
     assert found["weights"].verdict == found["corpus"].verdict == "ok"
-    assert "FIT, but look at: driver, no GPU" in doctor.verdict(list(found.values()))
+    assert "FIT, but look at: driver, device" in doctor.verdict(list(found.values()))
     large = checks(configs.load(SEVEN))
-    assert large["no GPU"].verdict == "fail" and "needs one" in large["no GPU"].found
+    assert large["device"].verdict == "fail" and "needs a GPU" in large["device"].found
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_without_a_gpu_only_small_configs_are_fit(no_gpu, tiny_run):
 )
 def test_nf4_and_8bit_adam_need_a_gpu(no_gpu, tiny_run, change):
     config = configs.load(None, {"base.path": tiny_run.base.path, "corpus.path": tiny_run.corpus.path, **change})
-    assert checks(config)["no GPU"].verdict == "fail"
+    assert checks(config)["device"].verdict == "fail"
 
 
 @pytest.mark.parametrize("change", [{"lora.target_modules": ["query"]}, {"train.recompute": 3}, {"lora.rank": 0}])
@@ -297,7 +298,7 @@ def test_exit_codes_and_json(no_gpu, tiny_run, tmp_path, capsys):
     path.write_text(configs.dump(tiny_run))
     assert entry(lambda: doctor.main(["--config", str(path), "--json"])) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk, runs", "corpus"}
+    assert result["fit"] and {check["name"] for check in result["checks"]} >= {"RAM", "disk", "corpus"}
     assert entry(lambda: doctor.main(["--config", str(SEVEN)])) == 3
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("UNFIT: ") and "weights: run `make convert` with the same CONFIG" in out
@@ -317,12 +318,30 @@ def test_an_altered_file_is_found(no_gpu, tiny_run, tmp_path):
     assert "does not exist yet" in machine.check_artefact("corpus", str(tmp_path / "none"), "corpus").found
 
 
+def disk_of(free):
+    return lambda path: namedtuple("usage", "total used free")(free, 0, free)
+
+
+def test_a_p100_on_which_nothing_is_made_yet_is_fit(hardware, monkeypatch, tmp_path):
+    paths = {"base.source": "raw", "base.path": "llama-7b", "corpus.path": "sharegpt", "runs": "runs"}
+    config = configs.load(SEVEN, {key: str(tmp_path / name) for key, name in paths.items()})
+    whole = make_plan(config).disk
+    monkeypatch.setattr("shutil.disk_usage", disk_of(sum(whole.values())))
+    monkeypatch.setattr(machine.sizing, "available_memory", lambda: 8 << 30)
+    found = checks(config)
+    assert doctor.verdict(list(found.values())) == "FIT; still to make: weights, corpus"
+    assert f"{sum(whole.values()) / 1e9:.1f} GB needed" in found["disk"].found  # as the plan says
+    monkeypatch.setattr("shutil.disk_usage", disk_of(sum(whole.values()) - 1))
+    assert checks(config)["disk"].verdict == "fail"
+    (tmp_path / "raw").mkdir()  # the raw weights are there
+    assert checks(config)["disk"].verdict == "ok"
+
+
 def test_a_full_disk_and_too_little_memory(no_gpu, tiny_run, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1, 1, 1))
+    monkeypatch.setattr("shutil.disk_usage", disk_of(1))
     monkeypatch.setattr(machine.sizing, "available_memory", lambda: 1 << 28)
     found = checks(tiny_run)
-    assert found["disk, runs"].verdict == found["RAM"].verdict == "fail"
+    assert found["disk"].verdict == found["RAM"].verdict == "fail"
 
 
 def test_python_glibc_and_packages_report_versions(monkeypatch, tmp_path):

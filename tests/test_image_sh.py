@@ -122,6 +122,14 @@ def test_the_page_can_be_reached_from_this_machine(checkout):
     assert "--network host" in call and "--network none" not in call and "--read-only" in call
 
 
+@pytest.mark.parametrize("target", ["test", "gpu-test", "bench", "image-save", "run-train"])
+def test_a_target_that_the_image_cannot_run_is_refused(checkout, target):
+    engine(checkout, "docker")
+    done, call = run(checkout, "run", target)
+    assert done.returncode == 2 and f"error: found run-{target}, expected a step of a run" in done.stderr
+    assert not call.startswith("docker run")
+
+
 @pytest.mark.parametrize("name", ["my.toml", "a b/c:d$(touch canary)'.toml", "recipe/configs/x=y.toml"])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_folders_and_config_are_mounted_whatever_their_names(checkout, name, absolute):
@@ -131,7 +139,7 @@ def test_folders_and_config_are_mounted_whatever_their_names(checkout, name, abs
     config = str(checkout / name) if absolute else name
     run(checkout, "run", "train", f"CONFIG={config}", "RUN=x y")
     arguments = last_arguments(checkout)
-    for folder in ("weights", "data", "runs"):
+    for folder in ("weights", "data", "runs", "results"):
         assert f"type=bind,source={checkout}/{folder},target=/workspace/{folder}" in arguments
         assert (checkout / folder).is_dir()
     inside = config if absolute else f"/workspace/{name}"

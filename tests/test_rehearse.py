@@ -100,6 +100,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(folder, capsy
     assert "expected at most 0 (free memory less 1,500)" in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(folder, capsys, monkeypatch):
+    monkeypatch.setattr(rehearse, "run", lambda *args: pytest.fail("it began"))
+    assert entry(lambda: rehearse.main([*flags(folder), "--output", str(folder / "my.toml" / "small.json")])) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_seven_billion_weights_on_a_cpu_are_refused(folder, capsys):
     assert entry(lambda: rehearse.main([*flags(folder), "--shape", "7b"])) == 3
     assert "expected a CUDA GPU" in capsys.readouterr().err

@@ -16,19 +16,22 @@ from recipe.core.manifest import read_manifest, verify
 from recipe.core.run import quantized_folder
 from recipe.core.text import say, snippet
 from recipe.environment import locks
-from recipe.planning import memory, sizing
+from recipe.planning import sizing
+from recipe.planning.costs import disk_bytes
 from recipe.planning.memory import Shape
 
 PYTHON = (3, 11)
 GLIBC = (2, 28)  # the wheels of the lock are manylinux_2_28
 HOST_BYTES = 4 << 30  # main memory beside a GPU: torch with CUDA, one tensor, one shard of the int8 copy; assumed
 TORCH_BYTES = 1 << 30  # Python, torch and transformers before any tensor; assumed
-SPARE_BYTES = 500 << 20  # logs, metrics, and the reserve of a file system
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor: `verdict` is ok, warn or fail; `hint` says what to do, empty if nothing."""
+    """One line of the doctor: `verdict` is ok, warn, fail, or todo for a file that a stage will write.
+
+    `hint` says what to do, empty if nothing.
+    """
 
     name: str
     verdict: str
@@ -98,46 +101,47 @@ def check_ram(config: Config, shape: Shape, cuda: bool) -> Check:
 
 
 def check_disk(config: Config, shape: Shape) -> Iterator[Check]:
-    """Free space for what the run writes: converted weights and their quantized copy, checkpoints and the adapter."""
-    base, runs = Path(config.base.path), Path(config.runs)
-    for name, path, needed in (
-        ("disk, weights", base, _weights_bytes(config, shape)),
-        ("disk, runs", runs, _run_bytes(config, shape)),
-    ):
+    """Free space for what the whole run still writes, one check for each file system."""
+    disks: dict[int, list[Path]] = {}
+    needed = missing_bytes(config, shape)
+    for path in needed:
         folder = existing_folder(path)
-        free = shutil.disk_usage(folder).free
-        found = f"{free / 1e9:.1f} GB free at {path}, {needed / 1e9:.1f} GB needed"
-        if not os.access(folder, os.W_OK):
-            yield Check(name, "warn", f"{path} is read-only", "fine for finished weights; a run writes to `runs`")
-        elif free < needed:
-            yield Check(name, "fail", found, "free some, or choose another path in the config")
+        if os.access(folder, os.W_OK):
+            disks.setdefault(folder.stat().st_dev, []).append(path)
+        else:
+            yield Check(f"disk, {path}", "warn", "read-only", "fine for finished weights; a run writes to `runs`")
+    for paths in disks.values():
+        free, total = shutil.disk_usage(existing_folder(paths[0])).free, sum(needed[path] for path in paths)
+        name = "disk" if len(disks) == 1 else f"disk, {', '.join(map(str, paths))}"
+        found = f"{free / 1e9:.1f} GB free, {total / 1e9:.1f} GB needed until the merge"
+        if free < total:
+            yield Check(name, "fail", found, "free some, or choose other paths in the config")
         else:
             yield Check(name, "ok", found)
 
 
-def _weights_bytes(config: Config, shape: Shape) -> int:
-    """Bytes of the converted weights and of the quantized copy that do not exist yet."""
-    base, precision, step = Path(config.base.path), config.base.precision, sizing.build_step(config)
-    needed = 0
+def missing_bytes(config: Config, shape: Shape) -> dict[Path, int]:
+    """Bytes that the stages of a run still write, by the folder that they go to."""
+    whole = disk_bytes(config, shape, sizing.build_step(config))
+    source, base, runs = Path(config.base.source), Path(config.base.path), Path(config.runs)
+    missing = {base: 0, runs: whole["checkpoints"] + whole["merged"]}
     if not (base / MANIFEST).is_file():
-        needed += memory.weight_bytes(shape, sizing.with_precision(step, config.base.dtype))
-    if precision in ("int8", "nf4") and not quantized_folder(base, precision).is_dir():
-        needed += memory.weight_bytes(shape, step)
-    return needed
-
-
-def _run_bytes(config: Config, shape: Shape) -> int:
-    """Bytes of the checkpoints and the adapter; one checkpoint more, since the oldest is removed after saving."""
-    step = sizing.build_step(config)
-    checkpoint = memory.adapter_parameters(shape, step) * (4 + memory.OPTIMIZER_BYTES[config.train.optimizer])
-    return checkpoint * (config.train.keep_checkpoints + 1) + SPARE_BYTES
+        missing[base] += whole["converted"]
+        if config.base.source and not source.exists():
+            missing[source] = whole["raw weights"]
+    precision = config.base.precision
+    if f"{precision} copy" in whole and not quantized_folder(base, precision).is_dir():
+        missing[base] += whole[f"{precision} copy"]
+    return missing
 
 
 def check_artefact(name: str, path: str, stage: str) -> Check:
     """The artefact exists and every file still has its hash."""
     if not path or not (Path(path) / MANIFEST).is_file():
         hint = f"run `make {stage}` with the same CONFIG"
-        return Check(name, "fail", f"{path} does not exist yet" if path else "no path in the config", hint)
+        if path:
+            return Check(name, "todo", f"{path} does not exist yet", hint)
+        return Check(name, "fail", "no path in the config", hint)
     try:
         files = read_manifest(Path(path))["outputs"].values()
         say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")

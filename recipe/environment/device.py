@@ -32,11 +32,11 @@ def check_device(config: Config | None, shape: Shape | None) -> Iterator[Check]:
         yield from check_gpu(known, config, shape)
     elif config and shape and not sizing.explain_no_cpu(config, shape):
         yield dataclasses.replace(found, verdict="warn", hint="")
-        yield Check("no GPU", "warn", f"{config.name} is small enough for a CPU", "nothing to do; a GPU is faster")
+        yield Check("device", "warn", f"a CPU, enough for {config.name}", "nothing to do; a GPU is faster")
     else:
         yield found
         name = config.name if config else "a real run"
-        yield Check("no GPU", "fail", f"{name} needs one", "rent or install a 16 GB Tesla P100")
+        yield Check("device", "fail", f"a CPU, and {name} needs a GPU", "rent or install a 16 GB Tesla P100")
 
 
 def check_gpu(found: Gpu, config: Config | None, shape: Shape | None) -> Iterator[Check]:

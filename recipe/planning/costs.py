@@ -6,6 +6,7 @@ from pathlib import Path
 
 from recipe.core.config import Config
 from recipe.planning import memory
+from recipe.planning.memory import Shape, Step
 from recipe.planning.sizing import MemoryPlan
 from recipe.planning.throughput import TimePlan
 
@@ -46,14 +47,13 @@ def plan_parallel(config: Config, plan: MemoryPlan, time: TimePlan, gpus: int) -
     return Parallel(gpus, packs, (slow, fast), reduce, hours)
 
 
-def disk_bytes(config: Config, plan: MemoryPlan) -> dict[str, int]:
+def disk_bytes(config: Config, shape: Shape, step: Step) -> dict[str, int]:
     """Bytes on the disk of a whole run, by what holds them."""
-    step = plan.step
 
     def weights(precision: str) -> int:
-        return memory.weight_bytes(plan.shape, dataclasses.replace(step, precision=precision, fp16_arithmetic=True))
+        return memory.weight_bytes(shape, dataclasses.replace(step, precision=precision, fp16_arithmetic=True))
 
-    adapter = memory.adapter_parameters(plan.shape, step)
+    adapter = memory.adapter_parameters(shape, step)
     checkpoint = adapter * (memory.FP32 + memory.OPTIMIZER_BYTES[config.train.optimizer])
     quantized = config.base.precision if config.base.precision in ("int8", "nf4") else ""
     return {
@@ -69,4 +69,4 @@ def download_bytes(config: Config, plan: MemoryPlan) -> int:
     """Bytes of the raw weights, 0 if they are there already."""
     if config.base.source and Path(config.base.source).exists():
         return 0
-    return disk_bytes(config, plan)["raw weights"]
+    return disk_bytes(config, plan.shape, plan.step)["raw weights"]

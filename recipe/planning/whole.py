@@ -83,6 +83,6 @@ def make_plan(
         "" if planned.fits else advise(config, planned.shape, card),
         plan_parallel(config, planned, time, gpus) if gpus > 1 else None,
         price,
-        disk_bytes(config, planned),
+        disk_bytes(config, planned.shape, planned.step),
         download_bytes(config, planned),
     )

@@ -101,11 +101,16 @@ WAYS = {
     "lora-plus": Way("as all, 16 times the rate for B", (5e-4, 2.5e-4), packs=2, targets=ALL, change="lora-plus"),
     "eva": Way("as all, A from its inputs (EVA with equal ranks)", (2e-3, 1e-3), packs=2, targets=ALL, change="eva"),
     "constant": Way("as all, the rate stays constant", (2e-3, 1e-3), packs=2, targets=ALL, change="constant"),
+    "constant-half": Way(
+        "as all-half, the rate stays constant", (2e-3,), packs=2, targets=ALL, epochs=0.5, change="constant"
+    ),
+    "cooldown": Way("as all, the rate falls in the last fifth", (2e-3, 4e-3), packs=2, targets=ALL, change="cooldown"),
     "linear": Way("as all, the rate falls on a line", (2e-3, 1e-3), packs=2, targets=ALL, change="linear"),
     "warm-up": Way("as all, warm-up over a fifth of the steps", (2e-3, 4e-3), packs=2, targets=ALL, warmup=0.2),
     "short-first": Way("as all, short conversations first", (2e-3, 1e-3), packs=2, targets=ALL, change="short-first"),
 }
-FIXED = ("published", "rate", "all-half")  # outside the selection: the ways of the targets, and `all` over a longer run
+# outside the selection: the ways of the targets, and two ways over a longer run
+FIXED = ("published", "rate", "all-half", "constant-half")
 CONTEST = [name for name in WAYS if name not in FIXED]
 SPEED = 0.125  # passes of a run that measures the speed
 TARGETS = ("published", "rate")  # the ways whose loss after a whole pass the others have to reach

@@ -130,6 +130,25 @@ def schedule(kind: str) -> Callable[[], None]:
     return change
 
 
+def cooldown() -> None:
+    """The rate stays constant after the warm-up and falls on a line in the last fifth of the steps.
+
+    Hägele et al. 2024 (arXiv:2405.18392) find that a cosine is no better when the two end at the same step.
+    """
+    from transformers.trainer_utils import SchedulerType
+
+    from recipe.training.trainer import LoraTrainer
+
+    make = LoraTrainer.create_scheduler
+
+    def create_scheduler(self: LoraTrainer, steps: int, *args: Any, **named: Any) -> Any:
+        self.args.lr_scheduler_type = SchedulerType.WARMUP_STABLE_DECAY
+        self.args.lr_scheduler_kwargs = {"num_decay_steps": round(steps / 5), "decay_type": "linear"}
+        return make(self, steps, *args, **named)
+
+    LoraTrainer.create_scheduler = create_scheduler  # type: ignore[method-assign]
+
+
 def short_first() -> None:
     """The packs of the shortest conversations first, in place of a random order."""
     from recipe.training import dataset
@@ -148,6 +167,7 @@ CHANGES = {
     "upper-half": upper_half,
     "constant": schedule("constant_with_warmup"),
     "linear": schedule("linear"),
+    "cooldown": cooldown,
     "short-first": short_first,
 }
 

@@ -181,7 +181,7 @@ def test_another_python_is_one_sentence(tmp_path, version, found):
     assert (
         first.startswith(f"error: found {found}")
         and "expected Python 3.11 (torch 2.0.1" in first
-        and "make PYTHON=" in first
+        and "make setup PYTHON=" in first
     )
 
 

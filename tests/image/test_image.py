@@ -37,7 +37,7 @@ def test_user_is_not_root_and_owns_only_the_mounts(image):
     writable = image.shell("find / -xdev -writable -not -type l", flags=("--read-only=false",)).stdout.split()
     of_everybody = ("/tmp", "/var/tmp", "/run/lock", "/dev", "/proc", "/sys")
     own = {path for path in writable if not path.startswith(of_everybody)}
-    assert own == {"/workspace/weights", "/workspace/data", "/workspace/runs"}
+    assert own == {f"/workspace/{name}" for name in ("weights", "data", "runs", "results")}
 
 
 def test_root_file_system_is_read_only_except_tmp(image):

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,7 +53,16 @@ def test_targets_that_the_files_make_exist():
     targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     (command,) = load("dstack.yaml")["commands"]
     assert set(command.split()[1:]) <= targets
-    assert set(load("kubernetes.yaml")["spec"]["template"]["spec"]["containers"][0]["args"]) <= targets
+
+
+def test_kubernetes_sees_the_exit_code_of_the_stage():
+    (container,) = load("kubernetes.yaml")["spec"]["template"]["spec"]["containers"]
+    assert "args" not in container
+    init, separator, python, *stage = container["command"]
+    assert (init, separator) == ("tini", "--")  # `make`, the image's entry point, ends with 2 for every failure
+    assert f"RECIPE_PYTHON={python} " in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert subprocess.run([sys.executable, *stage], cwd=ROOT, capture_output=True).returncode == 2  # no such config
+    assert subprocess.run([sys.executable, *stage[:2], "--help"], cwd=ROOT, capture_output=True).returncode == 0
 
 
 # --- Slurm ------------------------------------------------------------------------------------------------------------
