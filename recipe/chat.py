@@ -20,7 +20,7 @@ HELP = """\
 /system TEXT   set the system message; without TEXT: back to that of the template
 /new           begin a new conversation
 /retry         answer the last question again
-/save FILE     write the conversation as JSON lines, which recipe.corpus reads
+/save FILE     write the conversation as JSON Lines, which recipe.corpus reads
 /help          this list
 Ctrl-C stops an answer, Ctrl-D ends the chat.
 Pasted lines are one question; so are lines between two lines of \"\"\"."""
@@ -181,12 +181,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     add_sampling(parser)
     args = parser.parse_args(argv)
-    source = args.run or args.config or args.model
     if bool(args.run or args.config) == bool(args.model):
         raise UsageError("pass either a run (--run runs/demo/latest) or a folder of weights (--model DIR)")
     if args.compare and args.model:
         raise UsageError("--compare needs a run, which has a base and a tuned model; pass --run instead of --model")
     if args.dry_run:
+        source = args.model or load_run(args)[1].folder
         show({"run": str(source)}, f"would talk to {source}", args.json)
         return 0
     from transformers import logging

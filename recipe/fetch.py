@@ -158,13 +158,17 @@ def needed(config: Config, data: bool) -> Iterator[str]:
     """
     paths = [source.path for source in config.corpus.source] if data else [config.base.source]
     names = []
-    for path in [path for path in paths if path and not Path(path).exists()]:
+    for path in [path for path in paths if path and not _holds_something(Path(path))]:
         name = _provider(Path(path), RAW_DATA if data else RAW)
         if not name:
             key = "corpus.source.path" if data else "base.source"
             raise UsageError(f"{key} is {path}, which is absent and which no known source provides: put the file there")
         names.append(name)
     yield from dict.fromkeys(names)
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def _provider(path: Path, folder: Path) -> str:

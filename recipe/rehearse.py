@@ -218,8 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args)
     if args.dry_run:
         shape = sizing.read_shape(config, args.shape)[0]
-        size = f"{shape.num_hidden_layers} layers of {shape.hidden_size}/{shape.intermediate_size} in {config.base.precision}"
-        show({"shape": vars(shape)}, f"would rehearse {config.name} on a random base: {size}", args.json)
+        size = f"{shape.num_hidden_layers} layers of {shape.hidden_size}/{shape.intermediate_size}"
+        text = f"would rehearse {config.name} on a random base: {size} in {config.base.precision}"
+        show({"shape": vars(shape)}, text, args.json)
         return 0
     output = args.output or result_file(config)
     with atomic_file(output) as file:  # before the minutes of measuring: the folder may be read-only

@@ -29,13 +29,13 @@ def main(argv: list[str] | None = None) -> int:
         help=f"address to listen on (default 127.0.0.1, this machine only); another one needs a secret in {KEY}",
     )
     args = parser.parse_args(argv)
-    source = args.run or args.config or args.model
     if bool(args.run or args.config) == bool(args.model):
         raise UsageError("pass either a run (--run runs/demo/latest) or a folder of weights (--model DIR)")
     if not 0 <= args.port < 65536:
         raise UsageError(f"--port is {args.port}; expected a number from 0 to 65535")
     access = Access(args.host, os.environ.get(KEY, ""))
     if args.dry_run:
+        source = args.model or load_run(args)[1].folder
         where = f"http://{args.host}:{args.port}/"
         show({"run": str(source), "address": where}, f"would serve {source} at {where}", args.json)
         return 0

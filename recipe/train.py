@@ -116,6 +116,7 @@ def train(
     stop.saving = True
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        results = trainer.finish()
     except Stopped:
         trainer.save_last_step()
         step, last = trainer.state.global_step, trainer.state.max_steps
@@ -124,7 +125,6 @@ def train(
         raise KeyboardInterrupt from None
     finally:
         stop.saving = False
-    results = trainer.finish()
     if not ranks.rank:
         save_adapter(model, opened.adapter, config)
     return dataclasses.asdict(results)

@@ -239,7 +239,10 @@ def test_what_a_config_reads_is_fetched_by_name(monkeypatch, tmp_path, capsys):
     assert "would fetch vicuna-7b-v1.5 -> weights/raw/vicuna-7b-v1.5" in capsys.readouterr().out
     assert fetch.main(["--data", "--config", str(config), "--dry-run"]) == 0
     assert capsys.readouterr().out == "would fetch dolly -> data/raw/dolly\n"
-    (tmp_path / "weights/raw/vicuna-7b-v1.5").mkdir(parents=True)
+    (tmp_path / "weights/raw/vicuna-7b-v1.5").mkdir(parents=True)  # holds nothing yet
+    assert fetch.main(["--weights", "--config", str(config), "--dry-run"]) == 0
+    assert "would fetch vicuna-7b-v1.5" in capsys.readouterr().out
+    (tmp_path / "weights/raw/vicuna-7b-v1.5/config.json").write_text("{}")
     assert fetch.main(["--weights", "--config", str(config)]) == 0
     assert "nothing to fetch" in capsys.readouterr().out
     assert entry(lambda: fetch.main(["--data", "--config", str(config), "--set", "corpus.source=[]"])) == 0

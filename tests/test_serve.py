@@ -46,9 +46,12 @@ def test_a_port_in_use_is_one_sentence(capsys):
     assert f"error: port {port} is in use; stop the program" in capsys.readouterr().err
 
 
-def test_dry_run_opens_nothing(capsys):
-    assert serve.main(["--run", "a", "--dry-run", "--json"]) == 0
+def test_dry_run_names_the_run_and_opens_nothing(trained_run, capsys):
+    config, run = trained_run
+    assert serve.main(["--run", str(run.folder), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["address"] == "http://127.0.0.1:8000/"
+    assert entry(lambda: serve.main(["--run", "a", "--dry-run"])) == 2
+    assert "a is not a run" in capsys.readouterr().err
 
 
 def test_a_run_is_served_until_ctrl_c(start, trained_run):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from recipe.core.files import sha256
 from recipe.core.lineage import verify_all
 from recipe.core.manifest import read_manifest, verify
 from recipe.core.run import Run
-from recipe.model import accumulation, prepare
+from recipe.model import accumulation, load, prepare
 from recipe.model.adapter import ADAPTER_FILE, add_adapter
 from recipe.model.load import load_base, load_tokenizer
 from recipe.model.prepare import prepare_for_training
@@ -271,8 +272,11 @@ def test_a_p40_keeps_activations_in_fp32_so_more_layers_recompute(tiny_run, monk
     layers = {}
     for capability in ((6, 0), (6, 1)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1500 * 2**20 + 1_700_000, 2**34))
-        layers[capability] = train.recomputed_layers(tiny_run, torch.device("cuda"))
+        # below torch, which checks the device itself
+        driver = SimpleNamespace(cudaMemGetInfo=lambda index: (1500 * 2**20 + 1_700_000, 2**34))
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        layers[capability] = train.recomputed_layers(tiny_run, load.default_device())
     assert layers[6, 0] < layers[6, 1]
 
 
@@ -404,7 +408,7 @@ def test_dry_run_touches_nothing_and_its_steps_are_the_runs(tiny_run, tmp_path, 
         (["--config", "none.toml"], 2, "no config file at none.toml"),
         ([], 2, "base.path is empty"),
         (["--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
-        (["--set", "base.path=nowhere", "--set", "corpus.path=nowhere"], 1, "nowhere has no manifest.json"),
+        (["--set", "base.path=nowhere", "--set", "corpus.path=nowhere"], 1, "nowhere does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_the_right_exit_code(arguments, code, said, capsys):

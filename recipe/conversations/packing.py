@@ -69,7 +69,8 @@ def schedule(
         raise ValueError(f"{len(lengths)} conversations and {epochs} epochs, expected some of both")
     passes = [pack(lengths, budget, seed, epoch, prefix) for epoch in range(math.ceil(epochs))]
     part_of_last = epochs - (len(passes) - 1)
-    due = sum(map(len, passes[:-1])) + math.ceil(len(passes[-1]) * part_of_last)
+    # rounded first: 10 packs times 1.1 - 1 are 1.0000000000000009
+    due = sum(map(len, passes[:-1])) + math.ceil(round(len(passes[-1]) * part_of_last, 6))
     further = (pack(lengths, budget, seed, epoch, prefix) for epoch in itertools.count(len(passes)))
     packs = itertools.chain.from_iterable(itertools.chain(passes, further))
     return list(itertools.islice(packs, math.ceil(due / per_step) * per_step))

@@ -219,7 +219,7 @@ class Evaluate:
         (), "files of text or of conversations for which perplexity and bits per byte are computed", hashed=False
     )
     choices: tuple[str, ...] = opt(
-        (), "JSON lines of multiple-choice questions, answered by log-likelihood", hashed=False
+        (), "JSON Lines of multiple-choice questions, answered by log-likelihood", hashed=False
     )
 
 
@@ -252,15 +252,21 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Confi
     or out of range.
     """
     table = {} if path is None else schema.read_toml(Path(path))
+    alone: dict[str, Any] = {}
     for dotted, value in (overrides or {}).items():
-        *sections, key = dotted.split(".")
-        target = table
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UsageError(f"{schema.show(dotted)}: {schema.show(section)} is a value, not a section")
-        target[key] = value
-    return schema.build(Config, table, schema.snippet(path, 300) if path else "the command line", OLD_KEYS)
+        _put(alone, dotted, value)
+        _put(table, dotted, value)
+    schema.build(Config, alone, "--set", OLD_KEYS)  # a mistake in an override is not one of the file
+    return schema.build(Config, table, schema.snippet(path, 300) if path else "--set", OLD_KEYS)
+
+
+def _put(table: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{schema.show(dotted)}: {schema.show(section)} is a value, not a section")
+    table[key] = value
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
@@ -318,8 +324,8 @@ def required(config: Config, dotted: str, flag: str = "") -> Any:
     for part in dotted.split("."):
         value = getattr(value, part)
     if not value:
-        how = f"pass {flag} or set it" if flag else "set it"
-        raise UsageError(f"{dotted} is empty: {how} in the config ({_doc(dotted)})")
+        flag = flag or f"--set {dotted}=..."
+        raise UsageError(f"{dotted} is empty: pass {flag}, or a --config FILE that sets it ({_doc(dotted)})")
     return value
 
 

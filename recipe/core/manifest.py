@@ -92,6 +92,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not Path(folder).exists():
+            raise RecipeError(
+                f"{folder} does not exist: correct the path, or run the stage that makes it first"
+            ) from None
         raise RecipeError(
             f"{folder} has no {name}: no stage of this recipe made it, or that stage did not finish"
         ) from None

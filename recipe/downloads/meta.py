@@ -30,7 +30,8 @@ def fetch(release: str, place: str, folder: Path, patience: Patience = PATIENT) 
     if not place:
         raise UsageError(
             f"{release} comes from Meta and no source was given: request access at {PAGE}, then set the variable "
-            "META_URL to the link of the e-mail, or pass --from with a mirror or a folder"
+            "META_URL to the link of the e-mail; or pass --from with a mirror or a folder; or put your own files where "
+            "base.source of the config says"
         )
     folder.mkdir(parents=True, exist_ok=True)
     remote = _is_address(place)

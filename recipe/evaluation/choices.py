@@ -1,6 +1,6 @@
 """Multiple choice by log-likelihood: the choice that the model finds likeliest as its answer.
 
-Read are JSON lines in the forms of the published sets: `question`, `choices` (a list of texts) and `answer` (an index,
+Read are JSON Lines in the forms of the published sets: `question`, `choices` (a list of texts) and `answer` (an index,
 a letter or the text), as MMLU has it; `choices` as {"text": [...], "label": [...]} with `answerKey` (ARC); `ctx` or
 `query` with `endings` and `label` (HellaSwag).
 """
@@ -35,7 +35,7 @@ def read(path: Path) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise RecipeError(f"there is no file {path}: pass JSON lines with {FORMS}") from None
+        raise RecipeError(f"there is no file {path}: pass JSON Lines with {FORMS}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 ({error}): convert it first") from None
     out = []
@@ -46,7 +46,7 @@ def read(path: Path) -> list[Question]:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise RecipeError(f"{path}, line {number}: {snippet(error)}; expected {FORMS}") from None
     if not out:
-        raise RecipeError(f"{path} holds no question: expected JSON lines with {FORMS}")
+        raise RecipeError(f"{path} holds no question: expected JSON Lines with {FORMS}")
     return out
 
 

@@ -28,7 +28,7 @@ ATTENTION = "packed"  # the name of recipe.pascal.attention among transformers' 
 def default_device() -> torch.device:
     """The first GPU if there is one, else the CPU, with a thread for each free core (`limit_threads`)."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", 0)  # with its number: mem_get_info of torch 2.0.1 refuses a device without one
     limit_threads()
     return torch.device("cpu")
 
@@ -74,10 +74,11 @@ def verify_base(path: Path, precision: str) -> Path | None:
     return copy
 
 
-def load_cached(path: Path, precision: str, device: torch.device) -> "LlamaForCausalLM":
-    """`load_base` from the quantized copy beside the weights; a missing or stale copy is written for the next start."""
-    copy = quantized.find(path, precision)
-    model = load_base(path, precision, device, copy)
+def load_cached(
+    path: Path, precision: str, devices: torch.device | Sequence[torch.device], copy: Path | None
+) -> "LlamaForCausalLM":
+    """`load_base` from the quantized copy (`verify_base`); a missing one is written for the next start."""
+    model = load_base(path, precision, devices, copy)
     if copy is None:
         save_copy(model, path, precision)
     return model

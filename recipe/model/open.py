@@ -8,7 +8,7 @@ from recipe.core.config import Config
 from recipe.core.manifest import check_inputs, check_intact
 from recipe.core.run import Run
 from recipe.model.adapter import load_adapter
-from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, split_devices, verify_base
+from recipe.model.load import default_device, load_cached, load_tokenizer, split_devices, verify_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +34,5 @@ def open_run(run: Run, config: Config) -> TunedModel:
     check_inputs(run.folder, {"base": base})
     copy = verify_base(base, precision)
     tokenizer = load_tokenizer(base)
-    model = load_base(base, precision, split_devices(device, config.base.split), copy)
-    if copy is None:
-        save_copy(model, base, precision)
+    model = load_cached(base, precision, split_devices(device, config.base.split), copy)
     return TunedModel(load_adapter(model, run.adapter), tokenizer, config.corpus.template)

@@ -57,10 +57,10 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, chunk: int = SPLIT_K) -> torch
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         raise ValueError("expected a row-major weight or a transposed view of one, found a strided one: copy it first")
     rows = x.reshape(-1, k).contiguous()
-    y = rows.new_empty(len(rows), n)
-    for block, out in zip(rows.split(GEMM_ROWS), y.split(GEMM_ROWS), strict=True):
+    y = x.new_empty(*x.shape[:-1], n)  # returned itself, not as a view: adapters are added to it in place
+    for block, out in zip(rows.split(GEMM_ROWS), y.view(-1, n).split(GEMM_ROWS), strict=True):
         torch.sum(_partials(block, weight, chunk), dim=0, out=out)  # torch accumulates fp16 in fp32 and rounds once
-    return y.view(*x.shape[:-1], n)
+    return y
 
 
 def _partials(x: torch.Tensor, weight: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -88,7 +88,8 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, first: i
     c = (out.data_ptr(), R_16F, n, m * n)
     one, zero = ctypes.byref(ONE), ctypes.byref(ZERO)
     operands = (operation, OP_N, n, m, depth, one, *a, *b, zero, *c, batch)
-    status = cublas_function()(cublas_handle(x.device), *operands, COMPUTE_16F, GEMM_DEFAULT)
+    with torch.cuda.device_of(x):  # torch's handle is that of the current GPU, which may be another one
+        status = cublas_function()(cublas_handle(x.device), *operands, COMPUTE_16F, GEMM_DEFAULT)
     if status:
         raise RuntimeError(
             f"cuBLAS returned status {status} (cublas_api.h) for {batch} products of {m} x {depth} x {n} in fp16, "

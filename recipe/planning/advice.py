@@ -34,7 +34,9 @@ def list_changes(config: Config) -> Iterator[list[Change]]:
     budgets = halvings(train.micro_batch_tokens, length + 1) + [length] * (length < train.micro_batch_tokens)
     yield [{"train.micro_batch_tokens": budget} for budget in budgets]
     narrower = PRECISIONS[PRECISIONS.index(config.base.precision) + 1 :]
-    yield [{"base.precision": precision} for precision in narrower]
+    # only int8 can accumulate in fp16
+    half = {"train.matmul_accumulation": "fp32"} if train.matmul_accumulation == "fp16" else {}
+    yield [{"base.precision": precision} | (half if precision != "int8" else {}) for precision in narrower]
     yield [{"lora.rank": rank} for rank in halvings(config.lora.rank, LEAST_RANK)]
     yield [] if train.optimizer == "adamw8bit" else [{"train.optimizer": "adamw8bit"}]
     yield [{"corpus.max_length": short, "train.micro_batch_tokens": short} for short in halvings(length, LEAST_LENGTH)]

@@ -77,8 +77,8 @@ class Step:
 
     @property
     def width(self) -> int:
-        """Bytes of one activation in the compute dtype."""
-        return 2 if self.half else FP32
+        """Bytes of one activation. Beside fp32 weights most are fp32, also under autocast; all are counted so."""
+        return 2 if self.half and self.precision != "fp32" else FP32
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def fewest_recomputed(shape: Shape, step: Step, budget: int) -> int | None:
 
 def weight_bytes(shape: Shape, step: Step) -> int:
     """Bytes of the frozen base: linear layers in its precision; embeddings, norms and lm_head in the compute dtype."""
-    each = {"int8": 1.0, "nf4": NF4_BYTES}.get(step.precision, _weight_width(step))
+    each = {"int8": 1.0, "nf4": NF4_BYTES}.get(step.precision, step.width)
     rows = shape.num_hidden_layers * sum(fan_out for _, fan_out in shape.linears().values())
     scales = rows * FP32 if step.precision == "int8" else 0
     return int(shape.linear_parameters() * each) + scales + _unquantized_bytes(shape, step)
@@ -164,11 +164,7 @@ def _unquantized_bytes(shape: Shape, step: Step) -> int:
     """Bytes of embeddings, norms and lm_head."""
     rest = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
     rest += (2 * shape.num_hidden_layers + 1) * shape.hidden_size
-    return rest * _weight_width(step)
-
-
-def _weight_width(step: Step) -> int:
-    return FP32 if step.precision == "fp32" else step.width
+    return rest * step.width
 
 
 def adapter_parameters(shape: Shape, step: Step) -> int:
@@ -179,7 +175,10 @@ def adapter_parameters(shape: Shape, step: Step) -> int:
 
 def layer_kept(shape: Shape, step: Step) -> int:
     """Bytes that autograd keeps for the backward pass of one decoder layer."""
-    return _until_scores(shape, step) + _after_scores(shape, step)
+    copies = 0
+    if step.half and step.precision == "fp32":  # autocast's copies of the frozen weights
+        copies = 2 * sum(fan_in * fan_out for fan_in, fan_out in shape.linears().values())
+    return _until_scores(shape, step) + _after_scores(shape, step) + copies
 
 
 def _until_scores(shape: Shape, step: Step) -> int:

@@ -13,6 +13,7 @@ from recipe.pascal.constants import layer_ranges, recomputed_by_gpu
 from recipe.planning.hardware import P100_BUDGET
 from recipe.planning.memory import Estimate, Shape, Step, estimate_by_gpu, estimate_memory, fewest_recomputed
 
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 CPU_WEIGHTS = 1e9  # a larger base may fit into the memory of a large machine, but a step on a CPU takes minutes
 # The bases that this recipe is meant for, and that of the demo.
 KNOWN = {
@@ -227,14 +228,12 @@ def explain_no_cpu(config: Config, shape: Shape | None) -> str:
 
 
 def available_memory() -> int:
-    """Free bytes of main memory, or the container's limit if that is lower."""
+    """Free bytes of main memory, or what is left of the container's limit if that is less."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(free, int(text)) if text.isdecimal() else free
-
-
-def with_precision(step: Step, precision: str) -> Step:
-    """The same step on a base in another precision."""
-    return dataclasses.replace(step, precision=precision)
+    try:
+        limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        cache = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, max(0, limit - used + int(cache.get("inactive_file", 0))))

@@ -76,8 +76,9 @@ def describe_state(run: Run, metrics: Sequence[Mapping[str, Any]]) -> str:
     if run.manifest_file.is_file():
         return f"Finished after {read_manifest(run.folder)['results'].get('steps', step):,} steps."
     done = max((row.get("epoch", 0.0) for row in metrics), default=0.0)
-    epochs = run.config().train.epochs
-    far = f"{step:,} steps, {done:.2f} of {epochs:g} epochs ({done / epochs:.0%})"
+    far, epochs = f"{step:,} steps", run.config().train.epochs
+    if epochs:  # else it keeps an adapter as it is
+        far += f", {done:.2f} of {epochs:g} epochs ({done / epochs:.0%})"
     if is_locked(run.lock):
         return f"Training now: {far} so far."
     return f"Not finished: stopped after {far}. The same command resumes it."

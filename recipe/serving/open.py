@@ -23,7 +23,7 @@ def open_engine(config: Config, run: Run) -> Any:
 
 def open_folder(folder: Path, precision: str) -> Any:
     """The one model of a merged or converted folder. Raises RecipeError if a file is missing or altered."""
-    from recipe.model.load import default_device, load_base, load_tokenizer, save_copy, verify_base
+    from recipe.model.load import default_device, load_cached, load_tokenizer, verify_base
     from recipe.serving.engine import Engine
 
     if not folder.is_dir():
@@ -35,7 +35,5 @@ def open_folder(folder: Path, precision: str) -> Any:
         )
     copy = verify_base(folder, precision)
     template = read_manifest(folder)["config"].get("template", TEMPLATE)
-    model = load_base(folder, precision, default_device(), copy)
-    if copy is None:
-        save_copy(model, folder, precision)
+    model = load_cached(folder, precision, default_device(), copy)
     return Engine(model, load_tokenizer(folder), template, models=("model",))

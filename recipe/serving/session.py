@@ -74,7 +74,7 @@ class Session:
 
 
 def save(sessions: list[Session], path: Path) -> None:
-    """Write the conversations as JSON lines of OpenAI messages, which `recipe.corpus` reads: all of them or no file.
+    """Write the conversations as JSON Lines of OpenAI messages, which `recipe.corpus` reads: all of them or no file.
 
     Raises FileExistsError: no file is replaced.
     """

@@ -12,8 +12,10 @@ from recipe.pascal.dtypes import compute_dtype
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit"}
 
 
-def training_arguments(train: Train, folder: Path, device: torch.device, processes: int = 1) -> TrainingArguments:
-    """The fields of `train` in Trainer's terms. One GPU is used even if more are visible."""
+def training_arguments(
+    train: Train, folder: Path, device: torch.device, processes: int = 1, split: bool = False
+) -> TrainingArguments:
+    """The fields of `train` in Trainer's terms. One GPU is used even if more are visible, but for a split base."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         logging_dir=str(folder),  # the default has a time and the host name in it
@@ -42,6 +44,9 @@ def training_arguments(train: Train, folder: Path, device: torch.device, process
         disable_tqdm=True,  # Progress shows tokens per second and the remaining time
     )
     if arguments.n_gpu > 1:  # else Trainer would wrap the model in DataParallel, which cannot split a pack
-        say(f"{arguments.n_gpu} GPUs are visible, the run uses {arguments.device}: choose one by CUDA_VISIBLE_DEVICES")
+        if not split:
+            say(
+                f"{arguments.n_gpu} GPUs are visible, the run uses {arguments.device}: choose one by CUDA_VISIBLE_DEVICES"
+            )
         arguments._n_gpu = 1
     return arguments

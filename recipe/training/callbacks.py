@@ -17,6 +17,17 @@ from recipe.core.text import progress
 from recipe.training.tensorboard import EventFile
 
 
+class Intervals(TrainerCallback):
+    """Saves and validates as often as the settings of now say: Trainer resumes with those of the checkpoint."""
+
+    def __init__(self, resume_validation: Callable[[], None]) -> None:
+        self.resume_validation = resume_validation
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+        self.resume_validation()
+
+
 class Progress(TrainerCallback):
     """A bar with loss, tokens/s and remaining time; for each optimizer step and each validation one line of
     metrics.jsonl, and the same numbers for TensorBoard."""

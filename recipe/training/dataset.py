@@ -77,10 +77,19 @@ class PackedDataset(torch.utils.data.Dataset):
         """The share of the packs' token budget that is used."""
         return fill(self.packs, self.lengths, self.budget, self.prefix)
 
+    def count_tokens(self, packs: int) -> int:
+        """Tokens of the conversations in the first `packs` packs, the common prefix counted for each."""
+        return self._tokens_before[packs]
+
+    def count_trained_tokens(self, packs: int) -> int:
+        """Tokens with a loss in the first `packs` packs."""
+        counts = [int((labels[1:] != IGNORED).sum()) for labels in self.rows.with_format("numpy")["labels"]]
+        return sum(counts[row] for pack in self.packs[:packs] for row in pack)
+
     @functools.cached_property
-    def trained_tokens(self) -> int:
-        """Tokens with a loss in one pass over all rows."""
-        return int(sum((labels[1:] != IGNORED).sum() for labels in self.rows.with_format("numpy")["labels"]))
+    def _tokens_before(self) -> list[int]:
+        sums = (sum(self.lengths[row] for row in pack) for pack in self.packs)
+        return list(itertools.accumulate(sums, initial=0))
 
 
 def encode_file(file: Path, tokenizer: "PreTrainedTokenizerFast", template: str) -> "Dataset":
@@ -97,7 +106,10 @@ def encode_file(file: Path, tokenizer: "PreTrainedTokenizerFast", template: str)
         ids.append(np.array(sample_ids, dtype=np.int32))
         labels.append(np.array(sample_labels, dtype=np.int32))
     if not ids:
-        raise RecipeError(f"{file} has no sample, expected at least one: prepare the corpus again with other sources")
+        raise RecipeError(
+            f"{file} has no sample, expected at least one: prepare the corpus again with other sources or with another "
+            "corpus.val_fraction"
+        )
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 

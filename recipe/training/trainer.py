@@ -3,7 +3,7 @@
 import math
 import operator
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,7 @@ from recipe.core.run import Run
 from recipe.core.text import say
 from recipe.model.likelihood import causal_lm, trained_nll, validation_nll
 from recipe.training.arguments import training_arguments
-from recipe.training.callbacks import Progress, peak_memory
+from recipe.training.callbacks import Intervals, Progress, peak_memory
 from recipe.training.checkpoint import CheckpointingTrainer
 from recipe.training.dataset import PackedDataset
 from recipe.training.distributed import Ranks
@@ -40,8 +40,8 @@ class TrainResults:
     prefix_tokens: int  # common prefix of all conversations
     fill: float  # share of the packs' token budget that is used
     samples: int
-    tokens: int
-    trained_tokens: int
+    tokens: int  # of all conversations of all passes, the common prefix counted for each
+    trained_tokens: int  # of these, the tokens with a loss
     first_loss: float | None
     last_loss: float | None
     validation_loss: float  # of the saved adapter
@@ -80,6 +80,7 @@ class LoraTrainer(CheckpointingTrainer):
         self.tokens = 0  # of all conversations since this process began, the common prefix counted for each
         self.learning_rate = 0.0
         self.packs: list[dict[str, Any]] = []  # of the current step and this process, on the CPU
+        self.split_packs = 0  # of the current step and this process
         self.step_loss = torch.zeros(())  # of the current step so far; when it ends, of all processes
         self.memory = MemoryFallback(causal_lm(self.model).model.layers)
         self.skipped = SkippedSteps(lambda: self.accelerator.optimizer_step_was_skipped, self._fail)
@@ -94,6 +95,12 @@ class LoraTrainer(CheckpointingTrainer):
         mine = Subset(self.train_dataset, range(self.ranks.rank, len(self.train_dataset), self.ranks.size))
         loader = DataLoader(mine, batch_size=1, collate_fn=operator.itemgetter(0))
         return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. A warm-up begins with a rate of zero, so a run of one step has none: it would train nothing."""
+        if num_training_steps == 1:
+            self.args.warmup_ratio = 0.0
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
@@ -112,7 +119,7 @@ class LoraTrainer(CheckpointingTrainer):
         if self.state.global_step % CHECK_STEPS == 0:
             self.check_ranks()
         batch, tokens = super().get_batch_samples(epoch_iterator, num_batches)
-        self.packs, self.step_loss = [], torch.zeros((), device=self.args.device)
+        self.packs, self.split_packs, self.step_loss = [], 0, torch.zeros((), device=self.args.device)
         return batch, int(self.ranks.sum(torch.tensor(tokens)).item()) if batch else None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
@@ -129,29 +136,31 @@ class LoraTrainer(CheckpointingTrainer):
         while loss is None:
             self.memory.relieve(inputs, self.state.global_step + 1)
             model.zero_grad()  # the backward pass may have ended halfway
+            self.split_packs = 0
             for pack in self.packs:
                 if (loss := self._compute_pack(model, pack, num_items_in_batch)) is None:
                     break
         if not torch.isfinite(loss):
             self._fail(f"the loss became {loss.item()} after step {self.state.global_step}, expected a finite number")
-        self.memory.split_packs += self.memory.parts > 1
         self.step_loss += loss
         if len(self.packs) == self.args.gradient_accumulation_steps:
             loss = loss + self._sum_over_ranks(model)
         return loss
 
     def _sum_over_ranks(self, model: Any) -> torch.Tensor:
-        """Add up gradients, loss and tokens of the step; the loss that the other processes computed."""
-        mine, tokens = self.step_loss, sum(sum(pack["lengths"]) for pack in self.packs)
+        """Add up gradients, loss, tokens and divided packs of the step; the loss that the other processes computed."""
+        mine, tokens, split_packs = self.step_loss, sum(sum(pack["lengths"]) for pack in self.packs), self.split_packs
         if self.ranks.size > 1:
             gradients = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
-            flat = torch.cat([*(grad.flatten().float() for grad in gradients), mine.view(1), mine.new_tensor([tokens])])
+            numbers = torch.stack([mine, mine.new_tensor(tokens), mine.new_tensor(split_packs)])
+            flat = torch.cat([*(grad.flatten().float() for grad in gradients), numbers])
             self.ranks.sum(flat)
-            *parts, loss, count = flat.split([*(grad.numel() for grad in gradients), 1, 1])
+            *parts, numbers = flat.split([*(grad.numel() for grad in gradients), len(numbers)])
             for grad, part in zip(gradients, parts, strict=True):
                 grad.copy_(part.view_as(grad))
-            self.step_loss, tokens = loss.squeeze(0), int(count.item())
+            self.step_loss, tokens, split_packs = numbers[0], int(numbers[1].item()), int(numbers[2].item())
         self.tokens += tokens
+        self.memory.split_packs += split_packs
         return self.step_loss - mine
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -162,15 +171,14 @@ class LoraTrainer(CheckpointingTrainer):
 
     def _compute_pack(self, model: Any, pack: dict[str, Any], num_items_in_batch: int | None) -> torch.Tensor | None:
         """None if memory ran out: outside of the handler, whose traceback would keep all activations."""
+        divided = self.memory.split(pack)
         # dropout depends on the pack alone: it draws the same numbers after a resume and when a step is repeated
         torch.manual_seed(random.Random(f"{self.args.seed} {pack['number']}").getrandbits(63))  # noqa: S311
         try:
-            parts = [
-                super(LoraTrainer, self).training_step(model, part, num_items_in_batch)
-                for part in self.memory.split(pack)
-            ]
+            parts = [super(LoraTrainer, self).training_step(model, part, num_items_in_batch) for part in divided]
         except torch.cuda.OutOfMemoryError:  # type: ignore[misc] # untyped in torch 2.0.1
             return None
+        self.split_packs += len(divided) > 1
         return torch.stack(parts).sum()
 
     def _fail(self, what: str) -> NoReturn:
@@ -188,19 +196,22 @@ class LoraTrainer(CheckpointingTrainer):
         """The rate of the logged step; Trainer's own is already that of the next one."""
         return self.learning_rate
 
+    def _packs_per_step(self) -> int:
+        return self.args.gradient_accumulation_steps * self.ranks.size
+
     def status(self) -> dict[str, float]:
         """Numbers of this moment for metrics.jsonl. Without fp16 the loss is not scaled: a scale of 1."""
         scaler = getattr(self.accelerator, "scaler", None)
         return {
+            "tokens": self.train_dataset.count_tokens(self.state.global_step * self._packs_per_step()),
             "memory_mb": peak_memory(self.args.device) >> 20,
             "loss_scale": scaler.get_scale() if scaler else 1.0,
             "skipped_steps": self.skipped.total,
         }
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss: the mean in nats over all trained tokens, however they are packed."""
-        packs = range(self.ranks.rank, len(self.eval_dataset), self.ranks.size)
-        share = validation_nll(self.model, (self.eval_dataset[number] for number in packs))
+        """Validation loss: the mean in nats over all trained tokens, however they are packed. Raises Stopped."""
+        share = validation_nll(self.model, self._own_validation_packs())
         nll, count = self.ranks.sum(torch.tensor(share, dtype=torch.float64)).tolist()
         if not math.isfinite(nll):
             raise RecipeError(
@@ -215,6 +226,22 @@ class LoraTrainer(CheckpointingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics)
         self.control.should_training_stop |= self.selection.exhausted
         return metrics
+
+    def _own_validation_packs(self) -> Iterator[dict[str, Any]]:
+        """This process's share. A validation takes longer than a cluster waits, so a stop is not left to its end."""
+        for first in range(0, len(self.eval_dataset), self.ranks.size):
+            if self.ranks.any(self.stop_requested()):
+                raise Stopped
+            if first + self.ranks.rank < len(self.eval_dataset):
+                yield self.eval_dataset[first + self.ranks.rank]
+
+    def resume_validation(self) -> None:
+        """Validate the step of the checkpoint if that was due and the run was stopped before it was done."""
+        state, every = self.state, self.args.eval_steps
+        if self.args.eval_strategy == "no" or not state.global_step or state.global_step % every:
+            return
+        if not any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history):
+            self.evaluate()
 
     def final_loss(self) -> float:
         """The validation loss after the last step, computed now if the last step was not validated."""
@@ -236,7 +263,7 @@ class LoraTrainer(CheckpointingTrainer):
         return self._results(loss, step, early)
 
     def _results(self, validation_loss: float, adapter_step: int, stopped_early: bool) -> TrainResults:
-        data = self.train_dataset
+        data, packs = self.train_dataset, self.state.global_step * self._packs_per_step()
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainResults(
             steps=self.state.global_step,
@@ -244,8 +271,8 @@ class LoraTrainer(CheckpointingTrainer):
             prefix_tokens=data.prefix,
             fill=data.fill,
             samples=len(data.lengths),
-            tokens=sum(data.lengths),
-            trained_tokens=data.trained_tokens,
+            tokens=data.count_tokens(packs),
+            trained_tokens=data.count_trained_tokens(packs),
             first_loss=losses[0] if losses else None,
             last_loss=losses[-1] if losses else None,
             validation_loss=validation_loss,
@@ -271,10 +298,12 @@ def build_trainer(
 
     The model must be prepared already (`model.prepare.prepare_for_training`).
     """
-    ranks = ranks or Ranks()
+    ranks, base = ranks or Ranks(), causal_lm(model)
     trainer = LoraTrainer(
         model=model,
-        args=training_arguments(train, run.checkpoints, causal_lm(model).lm_head.weight.device, ranks.size),
+        args=training_arguments(
+            train, run.checkpoints, base.lm_head.weight.device, ranks.size, hasattr(base, "hf_device_map")
+        ),
         train_dataset=data,
         eval_dataset=validation,
         run=run,
@@ -285,4 +314,5 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     if not ranks.rank:
         trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
+    trainer.add_callback(Intervals(trainer.resume_validation))  # after Progress, which logs the validation
     return trainer

@@ -255,10 +255,7 @@ def curve(race: Race, name: str, seed: int, rate: float, epochs: float) -> dict[
         print(f"== {file.stem}", file=sys.stderr, flush=True)
         runs = race.runs / file.stem
         results = train(race, WAYS[name], {**settings, **validate, "runs": runs})
-        losses = [
-            (round(results["tokens"] * row["epoch"]), row["eval_loss"])
-            for row in metrics(race.latest(runs), "eval_loss")
-        ]
+        losses = [(row["tokens"], row["eval_loss"]) for row in metrics(race.latest(runs), "eval_loss")]
         one = {"way": name, "seed": seed, "learning_rate": rate, "epochs": epochs, "settings": settings}
         memory = max(row["memory_mb"] for row in metrics(race.latest(runs), "memory_mb"))
         one |= {"tokens": losses[-1][0], "loss": results["validation_loss"], "losses": losses, "memory_mb": memory}
@@ -321,7 +318,8 @@ def summary(race: Race) -> dict[str, Any]:
     for name in TARGETS:
         if ends := [one for one in raced if one["way"] == name]:
             losses = [one["loss"] for one in ends]
-            targets[name] = {"loss": statistics.mean(losses), "losses": losses, "tokens": ends[0]["tokens"]}
+            tokens = round(statistics.mean(one["tokens"] for one in ends))
+            targets[name] = {"loss": statistics.mean(losses), "losses": losses, "tokens": tokens}
     if "published" not in targets:
         raise SystemExit("error: there is no target yet: run `python tests/bench/race.py run --ways published` first")
     rows = {name: row(race, name, [one for one in raced if one["way"] == name], targets) for name in WAYS}
@@ -351,7 +349,7 @@ def row(race: Race, name: str, runs: Sequence[Mapping[str, Any]], targets: Mappi
     }
     speed = read_speed(race, WAYS[name])
     for target, goal in targets.items():
-        needed = [goal["tokens"] if name == target else tokens_to(one["losses"], goal["loss"]) for one in runs]
+        needed = [one["tokens"] if name == target else tokens_to(one["losses"], goal["loss"]) for one in runs]
         reached = [one for one in needed if one]
         found["to"][target] = {
             "tokens": needed,

@@ -141,10 +141,10 @@ def cooldown() -> None:
 
     make = LoraTrainer.create_scheduler
 
-    def create_scheduler(self: LoraTrainer, steps: int, *args: Any, **named: Any) -> Any:
+    def create_scheduler(self: LoraTrainer, num_training_steps: int, *args: Any, **named: Any) -> Any:
         self.args.lr_scheduler_type = SchedulerType.WARMUP_STABLE_DECAY
-        self.args.lr_scheduler_kwargs = {"num_decay_steps": round(steps / 5), "decay_type": "linear"}
-        return make(self, steps, *args, **named)
+        self.args.lr_scheduler_kwargs = {"num_decay_steps": round(num_training_steps / 5), "decay_type": "linear"}
+        return make(self, num_training_steps, *args, **named)
 
     LoraTrainer.create_scheduler = create_scheduler  # type: ignore[method-assign]
 

@@ -51,6 +51,14 @@ def test_an_unknown_key_names_the_nearest_known_one():
         configs.load(None, {"train.learning_rat": 1e-4})
 
 
+def test_a_mistake_in_an_override_is_not_one_of_the_file():
+    file = Path(configs.__file__).parents[1] / "configs" / "demo.toml"
+    for key, value, said in (("train.epoch", 3, "unknown key train.epoch in --set; did you mean train.epochs?"),
+                             ("lora.rank", 0, "lora.rank in --set")):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(said)):
+            configs.load(file, {key: value})
+
+
 def test_an_unknown_section_lists_what_is_known():
     with pytest.raises(UsageError, match=r"unknown key zzz .*base, corpus"):
         configs.load(None, {"zzz.epochs": 1})
@@ -58,7 +66,7 @@ def test_an_unknown_section_lists_what_is_known():
 
 @pytest.mark.parametrize(("old", "instead"), sorted(configs.OLD_KEYS.items()))
 def test_an_old_key_names_what_replaces_it(old, instead):
-    with pytest.raises(UsageError, match=re.escape(f"{old} in the command line is no longer a key: {instead}")):
+    with pytest.raises(UsageError, match=re.escape(f"{old} in --set is no longer a key: {instead}")):
         configs.load(None, {old: 1})
 
 
@@ -313,5 +321,5 @@ def test_help_prints_only_the_fields_asked_for():
 
 
 def test_required_says_how_to_give_it():
-    with pytest.raises(UsageError, match="pass --source or set it"):
+    with pytest.raises(UsageError, match="base.source is empty: pass --source, or a --config FILE that sets it"):
         configs.required(Config(), "base.source", "--source")

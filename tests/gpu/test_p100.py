@@ -43,11 +43,11 @@ def run_7b(p100, weights_7b, tmp_path) -> Config:
 
 def test_7b_loads_under_8_5_gb(p100, weights_7b):
     pytest.importorskip("transformers")
-    from recipe.model.load import load_cached
+    from recipe.model.load import load_cached, verify_base
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    loaded = load_cached(weights_7b, "int8", p100)
+    loaded = load_cached(weights_7b, "int8", p100, verify_base(weights_7b, "int8"))
     peak = torch.cuda.max_memory_allocated()
     print(f"7B in int8: {peak / GB:.2f} GB at most while loading")
     assert peak < 8.5 * GB

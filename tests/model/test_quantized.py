@@ -94,17 +94,17 @@ def test_a_run_trains_on_nf4_and_its_base_stays(kernels, tiny_run, base, monkeyp
 
 @pytest.mark.parametrize("precision", quantized.PRECISIONS)
 def test_the_second_start_reads_the_copy_to_the_same_bits(kernels, base, precision, capsys, monkeypatch):
-    first = load_cached(base, precision, CPU)
+    first = load_cached(base, precision, CPU, quantized.find(base, precision))
     folder = quantized_folder(base, precision)
     assert f"wrote {folder}" in capsys.readouterr().err and verify(folder) == []
     monkeypatch.setattr(load, "read_tensors", lambda path: pytest.fail("the weights were read again"))
-    second = load_cached(base, precision, CPU)
+    second = load_cached(base, precision, CPU, quantized.find(base, precision))
     assert f"read {folder}" in capsys.readouterr().err
     assert same_bits(first, second) and torch.equal(logits(first), logits(second))
 
 
 def test_an_nf4_copy_of_another_bitsandbytes_is_not_read(kernels, base, capsys, monkeypatch):
-    load_cached(base, "nf4", CPU)
+    load_cached(base, "nf4", CPU, quantized.find(base, "nf4"))
     assert quantized.find(base, "nf4")
     monkeypatch.setattr(quantized, "environment", lambda: {"bitsandbytes": "another version"})
     assert quantized.find(base, "nf4") is None
@@ -113,28 +113,28 @@ def test_an_nf4_copy_of_another_bitsandbytes_is_not_read(kernels, base, capsys, 
 
 def test_the_copy_is_smaller_and_in_shards(base, monkeypatch):
     monkeypatch.setattr(quantized, "SHARD_BYTES", 20_000)
-    first = load_cached(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     files = sorted(quantized_folder(base, "int8").glob("*.safetensors"))
     assert len(files) > 2
     assert sum(file.stat().st_size for file in files) < (base / "model.safetensors").stat().st_size
-    assert same_bits(first, load_cached(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU, quantized.find(base, "int8")))
 
 
 def test_a_damaged_copy_is_said_and_made_again(base, capsys):
-    first = load_cached(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     file = next(quantized_folder(base, "int8").glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    assert same_bits(first, load_cached(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU, quantized.find(base, "int8")))
     said = capsys.readouterr().err
     assert "is damaged and written again" in said and "wrote" in said
     assert quantized.find(base, "int8")
 
 
 def test_the_lock_of_a_killed_process_beside_the_copy_is_removed(base):
-    load_cached(base, "int8", CPU)
+    load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     folder = quantized_folder(base, "int8")
     lock = folder.with_name(f".{folder.name}.lock")
     lock.touch()
@@ -142,7 +142,7 @@ def test_the_lock_of_a_killed_process_beside_the_copy_is_removed(base):
 
 
 def test_a_copy_of_other_weights_is_not_used(base, capsys):
-    load_cached(base, "int8", CPU)
+    load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     manifest = read_manifest(base)
     manifest["outputs"]["model.safetensors"]["sha256"] = "0" * 64
     save_manifest(base / MANIFEST, manifest)
@@ -156,28 +156,28 @@ def test_altered_weights_are_refused_and_leave_no_copy(base, capsys):
     good = file.read_bytes()
     file.write_bytes(good[:-2] + bytes(2))
     with pytest.raises(RecipeError, match=r"model\.safetensors was altered"):
-        load_cached(base, "int8", CPU)
+        load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     assert not quantized_folder(base, "int8").exists()
     file.write_bytes(good)
-    load_cached(base, "int8", CPU)
+    load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     assert quantized.find(base, "int8")
 
 
 def test_a_file_that_no_manifest_lists_is_not_read(base):
-    first = load_cached(base, "int8", CPU)
+    first = load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     for folder in (base, quantized_folder(base, "int8")):
         save_file({"model.norm.weight": torch.zeros(48)}, folder / "a.safetensors")
         save_file({"model.norm/weight": torch.zeros(48)}, folder / "b.safetensors")
-    assert same_bits(first, load_cached(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU, quantized.find(base, "int8")))
     shutil.rmtree(quantized_folder(base, "int8"))
-    assert same_bits(first, load_cached(base, "int8", CPU))
+    assert same_bits(first, load_cached(base, "int8", CPU, quantized.find(base, "int8")))
 
 
 def test_another_folder_of_that_name_is_left_alone(base, capsys):
     folder = quantized_folder(base, "int8")
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    load_cached(base, "int8", CPU)
+    load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
     assert "holds something else" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def test_a_full_disk_costs_a_sentence_and_nothing_more(base, capsys, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("recipe.checkpoints.safetensors.write_file", full)
-    model = load_cached(base, "int8", CPU)
+    model = load_cached(base, "int8", CPU, quantized.find(base, "int8"))
     assert torch.isfinite(logits(model)).all()
     assert "No space left on device" in capsys.readouterr().err
     assert {path.name for path in base.parent.iterdir()} == {base.name}

@@ -55,6 +55,29 @@ def test_both_directions_from_one_row_major_weight(library, m, fan_in, fan_out, 
     assert_exact(gemm.matmul(grad, weight, chunk), grad, weight, chunk)
 
 
+class AddInPlace(torch.autograd.Function):
+    """What lora.py does to the outputs of frozen layers: half arithmetic of a CPU has no matmul, but it adds."""
+
+    @staticmethod
+    def forward(ctx, *outputs):
+        ctx.mark_dirty(*outputs)
+        return tuple(output.add_(1) for output in outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_adapters_can_be_added_in_place_to_the_outputs_of_layers(library, count):
+    layer = Int8Linear(halves(6, 8))
+    layer.matmul = gemm.matmul
+    x = halves(1, 5, 8).requires_grad_()
+    outputs = AddInPlace.apply(*(layer(x) for _ in range(count)))
+    sum(output.float().sum() for output in outputs).backward()
+    assert x.grad is not None
+
+
 def test_what_k_leaves_over_is_one_more_call(library):
     gemm.matmul(halves(2, 11008), halves(3, 11008).t(), 1024)
     assert library.calls == [{"m": 3, "n": 2, "k": 1024, "batch": 10}, {"m": 3, "n": 2, "k": 768, "batch": 1}]

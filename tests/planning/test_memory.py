@@ -146,6 +146,28 @@ def test_one_layer_keeps_and_takes_what_the_arithmetic_says(shape, lengths, targ
     assert memory.layer_kept(shape, wanted) + memory.layer_work(shape, wanted) == pytest.approx(peak, rel=0.10)
 
 
+def test_a_layer_in_fp32_under_autocast_keeps_no_more_than_planned():
+    """Autocast keeps a 16-bit copy of each frozen weight, and the residual stream stays in fp32."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+    wanted, config = step(320, half=True, precision="fp32"), llama_config(PLAIN)
+    layer = LlamaDecoderLayer(config, 0).requires_grad_(False)
+    adapters = LoraConfig(r=wanted.rank, target_modules=list(wanted.targets), lora_dropout=0.1)
+    layer = inject_adapter_in_model(adapters, layer).train()
+    slim_llama(layer)
+    hidden = torch.randn(1, wanted.tokens, PLAIN.hidden_size).requires_grad_()
+    cos, sin = LlamaRotaryEmbedding(config)(hidden, torch.arange(wanted.tokens)[None])
+
+    def loss():
+        with torch.autocast("cpu", torch.bfloat16):
+            rotary = {"position_embeddings": (cos, sin), "attention_mask": None}
+            return layer(hidden.clone(), lengths=[wanted.tokens], prefix=0, **rotary)[0].float().sum()
+
+    kept = instruments.kept_bytes(loss, layer)
+    assert 0.75 * memory.layer_kept(PLAIN, wanted) <= kept <= memory.layer_kept(PLAIN, wanted)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_full_pack_with_a_shared_beginning_takes_no_more_than_one_long_conversation(half):
     """The beginning is most of each: the copies that attention keeps of it are what `packing.saved` leaves charged."""

@@ -1,6 +1,7 @@
 """The Trainer of a run: 8-bit AdamW (only bitsandbytes' CUDA kernel is replaced by a reference), resume, devices."""
 
 import dataclasses
+import json
 import socket
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from recipe.model.prepare import prepare_for_training
 from recipe.planning import memory
 from recipe.training.dataset import PackedDataset, encode_file
 from recipe.training.state import read_state, write_state
-from recipe.training.trainer import LoraTrainer, build_trainer, training_arguments
+from recipe.training.trainer import LoraTrainer, Stopped, build_trainer, training_arguments
 from tests.training import adamw8bit
 
 CPU = torch.device("cpu")
@@ -103,6 +104,82 @@ def test_a_checkpoint_whose_state_is_another_one_is_one_sentence(kernel, tiny_ru
     write_state(checkpoint, state | other)
     with pytest.raises(RecipeError, match=r"checkpoint-2 has no readable training_state.*to start the run over"):
         build(config, tmp_path / "again").train(resume_from_checkpoint=str(checkpoint))
+
+
+def with_train(config, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_runs_train(tiny_run, tmp_path, steps):
+    single = with_train(tiny_run, gradient_accumulation_steps=1, epochs=1.0)
+    packs = len(build(single, tmp_path / "packs").train_dataset)
+    per_step = -(-packs // steps)
+    trainer = build(with_train(tiny_run, gradient_accumulation_steps=per_step, epochs=1.0), tmp_path / "run")
+    assert len(train_losses(trainer)) == trainer.state.max_steps == steps
+    ups = [value for name, value in trained_parameters(trainer).items() if "lora_B" in name]
+    assert all(up.count_nonzero() for up in ups)
+
+
+def stop_at(trainer: LoraTrainer, step: int) -> None:
+    trainer.stop_requested = lambda: trainer.state.global_step >= step
+    with pytest.raises(Stopped):
+        trainer.train()
+    trainer.save_last_step()
+
+
+def validated(trainer: LoraTrainer) -> list[int]:
+    return [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+
+def test_a_resumed_run_saves_and_validates_as_often_as_it_is_told_now(tiny_run, tmp_path):
+    settings = {"gradient_accumulation_steps": 1, "keep_checkpoints": 99, "epochs": 4.0}
+    stop_at(build(with_train(tiny_run, **settings, save_steps=4, eval_steps=0), tmp_path), 4)
+    trainer = build(with_train(tiny_run, **settings, save_steps=1, eval_steps=3), tmp_path)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-4"))
+    last = trainer.state.max_steps
+    assert sorted(int(path.name[11:]) for path in (tmp_path / "checkpoints").iterdir()) == [*range(4, last + 1)]
+    assert validated(trainer) == [step for step in range(5, last + 1) if step % 3 == 0]
+
+
+def test_a_stop_in_a_validation_leaves_it_for_the_resumed_run(tiny_run, tmp_path):
+    settings = with_train(
+        tiny_run, gradient_accumulation_steps=1, epochs=4.0, save_steps=100, eval_steps=3, keep="best"
+    )
+    whole = build(settings, tmp_path / "whole")
+    whole.train()
+    stopped = build(settings, tmp_path / "stopped")
+    stop_at(stopped, 3)  # the steps are done when the validation begins
+    assert stopped.state.global_step == 3 and not validated(stopped)
+    resumed = build(settings, tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoints" / "checkpoint-3"))
+    assert validated(resumed) == validated(whole) == [*range(3, whole.state.max_steps + 1, 3)]
+    assert resumed.finish() == whole.finish()
+
+
+def test_tokens_are_those_of_the_packs_of_each_step(tiny_run, tmp_path):
+    trainer = build(with_train(tiny_run, epochs=1.5, eval_steps=0), tmp_path)
+    trainer.train()
+    results, data = trainer.finish(), trainer.train_dataset
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = [row for pack in data.packs for row in pack]
+    assert results.tokens == rows[-1]["tokens"] == sum(data.lengths[row] for row in seen)
+    assert results.trained_tokens == sum(data[number]["labels"].ne(-100).sum() for number in range(len(data)))
+    first = data.packs[: trainer.args.gradient_accumulation_steps]
+    assert rows[0]["tokens"] == sum(data.lengths[row] for pack in first for row in pack)
+
+
+def test_only_packs_that_were_divided_count_as_such(tiny_run, tmp_path):
+    trainer = build(tiny_run, tmp_path)
+    data = trainer.train_dataset
+    trainer.memory.parts = 2
+    trainer.train()
+    assert trainer.memory.split_packs == sum(len(pack) > 1 for pack in data.packs)
+    alone = build(tiny_run, tmp_path / "alone")
+    alone.train_dataset.packs[:] = [[pack[0]] for pack in data.packs]
+    alone.memory.parts = 2
+    alone.train()
+    assert alone.memory.split_packs == 0
 
 
 def test_adamw8bit_on_a_cpu_says_what_it_needs_before_anything_is_read(tiny_run, capsys):

@@ -93,7 +93,7 @@ EXPORTS = {
 
 
 def lines(file: Path, name: str) -> Iterator[str]:
-    """The samples of a train.jsonl or val.jsonl in that format: as the text of a JSON array, or as JSON lines."""
+    """The samples of a train.jsonl or val.jsonl in that format: as the text of a JSON array, or as JSON Lines."""
     chosen = EXPORTS[name]
     with open(file, encoding="utf-8") as samples:
         texts = (json.dumps(chosen.convert(json.loads(line)), ensure_ascii=False) for line in samples)

@@ -99,7 +99,8 @@ def _check_files(corpus: Corpus, base: Path) -> None:
             raise UsageError(f"the name {printable(path)} is not UTF-8, expected text in UTF-8: rename the file")
         if not Path(path).exists():
             raise UsageError(
-                f"there is no file {printable(path)}: name raw conversation files (JSON, JSON Lines, CSV or Parquet)"
+                f"there is no file {printable(path)}, expected raw conversations (JSON, JSON Lines, CSV or Parquet): "
+                "run `make data`, or name your own file in corpus.source.path or --source"
             )
         if not (Path(path).is_file() or Path(path).is_dir()):
             raise UsageError(

@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Counts and offsets of a finished shard. Beside it lie its samples, JSON lines without their `{"id": ..., `, its
+    """Counts and offsets of a finished shard. Beside it lie its samples, JSON Lines without their `{"id": ..., `, its
     changed turns, and its MinHash signatures where near-duplicates are dropped."""
 
     source: str

@@ -1,4 +1,4 @@
-"""The records of a source, whatever kind of file it is: JSON, JSON lines, CSV, TSV, Parquet, Arrow."""
+"""The records of a source, whatever kind of file it is: JSON, JSON Lines, CSV, TSV, Parquet, Arrow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +31,6 @@ def check_path(path: Path) -> None:
     except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
         raise RecipeError(f"{shown[:200]} cannot be opened ({error}): name raw conversation files") from None
     if not exists:
-        raise RecipeError(f"there is no file {shown}: name raw conversation files (JSON, JSON lines, CSV or Parquet)")
+        raise RecipeError(f"there is no file {shown}: name raw conversation files (JSON, JSON Lines, CSV or Parquet)")
     if not is_regular:
         raise RecipeError(f"{shown} is a pipe or a device: expected a regular file; save its content in one first")

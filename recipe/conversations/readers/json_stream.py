@@ -1,4 +1,4 @@
-"""The records of a JSON file, one at a time, whatever its size: an array, an array inside an object, or JSON lines.
+"""The records of a JSON file, one at a time, whatever its size: an array, an array inside an object, or JSON Lines.
 
 Real dumps are larger than memory, are cut off, or have a broken line: every record that is whole is yielded, and what
 is not is yielded as a `Rejected` with its offset and the reason. Memory is bounded by `MAX_RECORD`.
@@ -100,16 +100,16 @@ def records(path: Path, source: str = "") -> Iterator[Record | Rejected]:
         file, stream = compressed.open_text(path)
     except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(
-            f"there is no file {printable(str(path))}: name raw conversation files (JSON or JSON lines)"
+            f"there is no file {printable(str(path))}: name raw conversation files (JSON or JSON Lines)"
         ) from None
     with file:
         text = _Window(file)
         text.skip_gap()
         if text.ended():
-            raise RecipeError(f"{printable(str(path))} is empty: expected JSON or JSON lines with conversations")
+            raise RecipeError(f"{printable(str(path))} is empty: expected JSON or JSON Lines with conversations")
         if text.peek() not in "[{":
             raise RecipeError(
-                f"{printable(str(path))} starts with {_bytes(text.rest(20))}: expected JSON or JSON lines in UTF-8, so "
+                f"{printable(str(path))} starts with {_bytes(text.rest(20))}: expected JSON or JSON Lines in UTF-8, so "
                 "[ or { as its first character, as plain text or compressed with gzip or Zstandard"
             )
         yield from _Values(text, source or path.name).read()
