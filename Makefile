@@ -102,7 +102,7 @@ evaluate: $(READY) ## compare the base and the tuned model: validation loss and 
 merge: $(READY) ## merge the adapter into the base weights: TO=hf, meta, gguf, gguf-q8_0, gguf-q4_0 or gguf-lora
 	$(PY) -m recipe.merge $(FROM) --to="$$TO"
 
-judge: $(READY) ## compare the validation loss of the formats that merge wrote
+formats: $(READY) ## compare the validation loss of the formats that merge wrote
 	$(PY) -m recipe.evaluate $(FROM) --exports
 
 chat: $(READY) ## chat with the tuned model

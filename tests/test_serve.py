@@ -47,7 +47,7 @@ def test_a_port_in_use_is_one_sentence(capsys):
 
 
 def test_dry_run_names_the_run_and_opens_nothing(trained_run, capsys):
-    config, run = trained_run
+    _, run = trained_run
     assert serve.main(["--run", str(run.folder), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["address"] == "http://127.0.0.1:8000/"
     assert entry(lambda: serve.main(["--run", "a", "--dry-run"])) == 2

@@ -270,12 +270,12 @@ def test_a_card_that_torch_has_no_code_for_is_refused_by_name(tiny_run, monkeypa
 
 def test_a_p40_keeps_activations_in_fp32_so_more_layers_recompute(tiny_run, monkeypatch):
     layers = {}
+    # below torch, which checks the device itself
+    driver = SimpleNamespace(cudaMemGetInfo=lambda index: (1500 * 2**20 + 1_700_000, 2**34))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability in ((6, 0), (6, 1)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        # below torch, which checks the device itself
-        driver = SimpleNamespace(cudaMemGetInfo=lambda index: (1500 * 2**20 + 1_700_000, 2**34))
-        monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         layers[capability] = train.recomputed_layers(tiny_run, load.default_device())
     assert layers[6, 0] < layers[6, 1]
 

@@ -45,8 +45,7 @@ def training_arguments(
     )
     if arguments.n_gpu > 1:  # else Trainer would wrap the model in DataParallel, which cannot split a pack
         if not split:
-            say(
-                f"{arguments.n_gpu} GPUs are visible, the run uses {arguments.device}: choose one by CUDA_VISIBLE_DEVICES"
-            )
+            used = arguments.device
+            say(f"{arguments.n_gpu} GPUs are visible, the run uses {used}: choose one by CUDA_VISIBLE_DEVICES")
         arguments._n_gpu = 1
     return arguments

@@ -321,5 +321,5 @@ def test_help_prints_only_the_fields_asked_for():
 
 
 def test_required_says_how_to_give_it():
-    with pytest.raises(UsageError, match="base.source is empty: pass --source, or a --config FILE that sets it"):
+    with pytest.raises(UsageError, match=r"base\.source is empty: pass --source, or a --config FILE that sets it"):
         configs.required(Config(), "base.source", "--source")

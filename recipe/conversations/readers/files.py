@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recipe.conversations.readers import delimited, json_stream, tables
 from recipe.conversations.readers.json_stream import Record, Rejected
-from recipe.core.errors import RecipeError
+from recipe.core.errors import RecipeError, UsageError
 from recipe.core.text import printable
 
 
@@ -31,6 +31,6 @@ def check_path(path: Path) -> None:
     except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
         raise RecipeError(f"{shown[:200]} cannot be opened ({error}): name raw conversation files") from None
     if not exists:
-        raise RecipeError(f"there is no file {shown}: name raw conversation files (JSON, JSON Lines, CSV or Parquet)")
+        raise UsageError(f"there is no file {shown}: name raw conversation files (JSON, JSON Lines, CSV or Parquet)")
     if not is_regular:
         raise RecipeError(f"{shown} is a pipe or a device: expected a regular file; save its content in one first")
