@@ -10,6 +10,7 @@ Real conversations are downloaded to .cache/bench (they contain personal data: n
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ def main() -> int:
 
     for part in parts or PARTS:
         file = args.results / "parts" / f"{part.replace('/', '-')}.json"
-        origin = {"machine": machine(), "code": code_sha256()[:12]}
+        origin = {"machine": machine(), "code": code_sha256()[:12], "benchmark": benchmark_sha256()[:12]}
         if not args.only and is_measured(file, origin):
             say(f"== {part}: already measured with this code on this machine")
             continue
@@ -68,6 +69,18 @@ def main() -> int:
 def select(names: list[str]) -> list[str]:
     """The parts with these names, and those of a name: `train-512` has train-512/speed, train-512/int8."""
     return [part for part in PARTS if {part, part.partition("/")[0]} & {*names}]
+
+
+def benchmark_sha256() -> str:
+    """Digest of what measures: a number of another benchmark is not comparable."""
+    files = [
+        BENCH / f"{name}.py"
+        for name in ("run", "train", "others", "profile_step", "corpus", "usual", "quality", "convert")
+    ]
+    content = hashlib.sha256()
+    for file in (*files, *sorted(BENCH.glob("*.lock"))):
+        content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 def is_measured(file: Path, origin: dict[str, str]) -> bool:

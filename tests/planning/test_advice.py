@@ -28,6 +28,11 @@ def bad(size: str, changes: dict) -> tuple[Config, object]:
             'set train.recompute = "auto", or base.precision = "nf4"',
         ),
         ("7b", {"base.precision": "fp32"}, 'set base.precision = "fp16"'),
+        (
+            "13b",
+            {"train.matmul_accumulation": "fp16", "train.micro_batch_tokens": 4096, "corpus.max_length": 4096},
+            'set base.precision = "nf4" and train.matmul_accumulation = "fp32"',
+        ),
         ("13b", {"base.precision": "fp16"}, 'set base.precision = "int8"'),
         ("7b", {"train.micro_batch_tokens": 65536}, "set train.micro_batch_tokens = 16384"),
         ("7b", {"lora.rank": 512, "lora.target_modules": ALL}, "set lora.rank = 128"),
@@ -71,6 +76,18 @@ def test_what_it_advises_fits_and_is_a_config(size, precision, recompute, rank, 
         fields = configs.parse_set(choice.split(" and "))
         assert fields and all(configs.load(None, {**changes, key: value}) != config for key, value in fields.items())
         assert plan.run(configs.load(None, {**changes, **fields})).memory.fits, choice
+
+
+@pytest.mark.parametrize(("limit", "left"), [("4294967296", 4294967296 - 3000 + 1000), ("1000", 0), ("max", None)])
+def test_free_memory_in_a_container_is_what_is_left_of_its_limit(monkeypatch, tmp_path, limit, left):
+    monkeypatch.setattr(sizing, "CGROUP", tmp_path)
+    whole = sizing.available_memory()
+    assert whole > 4294967296
+    files = {"memory.max": limit, "memory.current": "3000", "memory.stat": "anon 2000\ninactive_file 1000"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    found = sizing.available_memory()
+    assert found == left if left is not None else found > 4294967296
 
 
 def test_a_base_that_never_fits_gets_no_setting_advised():

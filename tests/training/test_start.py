@@ -91,6 +91,11 @@ def test_an_adapter_of_peft_becomes_a_run_without_training(trained_run, tmp_path
     assert train.preview(config)["steps"] == 0
     manifest = train.run(config)
     run = Run(Run.latest(config).resolve())
+    whole = run.manifest_file.read_bytes()
+    run.manifest_file.unlink()  # as if it was killed while it validated
+    report.main(["--run", str(run.folder)])
+    assert "stopped after 0 steps. The same" in (run.folder / "report.html").read_text(encoding="utf-8")
+    run.manifest_file.write_bytes(whole)
     tuned = PeftModel.from_pretrained(plain_base(config), run.adapter).eval()
     with torch.no_grad():
         assert torch.equal(tuned(input_ids=IDS).logits, expected)
