@@ -121,6 +121,7 @@ def change_run(monkeypatch, tiny_run):
         (dataset, "schedule"),
         (peft, "get_peft_model"),
         (LoraTrainer, "create_optimizer"),
+        (LoraTrainer, "create_scheduler"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
     monkeypatch.setattr(LoraTrainer, "evaluate", evaluate)
@@ -164,6 +165,16 @@ def test_adapters_in_the_upper_half(change_run):
 def test_another_decay(change_run, change, kind):
     trainer, _ = change_run(change)
     assert trainer.args.lr_scheduler_type == kind
+
+
+def test_a_rate_that_falls_in_the_last_fifth(change_run):
+    trainer, _ = change_run("cooldown")
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    falling = round(len(rates) / 5)
+    first = -(-len(rates) * trainer.args.warmup_ratio // 1)
+    assert set(rates[int(first) : len(rates) - falling]) == {trainer.args.learning_rate}
+    assert falling > 1 and rates[-falling:] == sorted(rates[-falling:], reverse=True)
+    assert 0 < rates[-1] <= trainer.args.learning_rate / 2
 
 
 def test_short_conversations_first(change_run):
