@@ -10,6 +10,7 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.stop_on_first_error = False
+CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # one thread a worker; a GPU of the machine is not used
 
 
 @nox.session
@@ -30,7 +31,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """pytest on the CPU, a worker for each core: tiny real objects, only hardware is mocked."""
     workers = ["-n", "auto", "--dist", "worksteal"]
-    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env=CPU)
 
 
 @nox.session
@@ -58,8 +59,8 @@ def _lm_eval(session: nox.Session) -> str:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Kill stages, fill disks, send signals, flip bits. Long forms: -- --kills 1000, --full 500, --flips 1000."""
-    folders = ["tests/faults", "tests/hostile"]
-    session.run(sys.executable, "-m", "pytest", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    folders, workers = ["tests/faults", "tests/hostile"], ["-n", "auto", "--dist", "worksteal"]
+    session.run(sys.executable, "-m", "pytest", *folders, *workers, *session.posargs, env=CPU)
 
 
 @nox.session

@@ -110,9 +110,12 @@ def train(config: Config, plan: MemoryPlan, device: "torch.device", scratch: Run
     from recipe.model.prepare import prepare_for_training
     from recipe.model.random_base import random_base
     from recipe.pascal.gemm import int8_shapes
+    from recipe.training.determinism import deterministic
+    from recipe.training.faults import leave_memory
     from recipe.training.rehearsal import rehearse
 
     if device.type == "cuda":
+        leave_memory([device])
         torch.cuda.reset_peak_memory_stats(device)
     shape = LlamaConfig(**dataclasses.asdict(plan.shape), max_position_embeddings=config.corpus.max_length)
     base = random_base(shape, config.base.precision, device)
@@ -122,7 +125,8 @@ def train(config: Config, plan: MemoryPlan, device: "torch.device", scratch: Run
         file = scratch.folder.with_name("matmul.json")
         choice = accumulation.choose(file, int8_shapes(model), config.train.micro_batch_tokens, device)
     prepare_for_training(model, plan.recomputed, choice)
-    return rehearse(model, config.train, config.corpus.max_length, plan.shape.vocab_size, scratch)
+    with deterministic(device.type == "cuda"):  # as a run
+        return rehearse(model, config.train, config.corpus.max_length, plan.shape.vocab_size, scratch)
 
 
 def as_json(

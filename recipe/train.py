@@ -98,6 +98,8 @@ def train(
 
     `copy` is the quantized copy of the base, if there is one. Raises KeyboardInterrupt after a stop with a checkpoint.
     """
+    from recipe.model.load import split_devices
+    from recipe.training.faults import leave_memory
     from recipe.training.resume import share_checkpoint
     from recipe.training.setup import load_data, load_model
     from recipe.training.threads import FewerThreads
@@ -105,7 +107,10 @@ def train(
 
     data, validation = load_data(config)
     checkpoint = share_checkpoint(opened.checkpoints, data.packs, config.train.keep_checkpoints, ranks)
-    model = load_model(config, opened, copy, device, recomputed_layers(config, device, ranks.launch.local_size), ranks)
+    recompute = recomputed_layers(config, device, ranks.launch.local_size)
+    if device.type == "cuda":
+        leave_memory(split_devices(device, config.base.split))
+    model = load_model(config, opened, copy, device, recompute, ranks)
     trainer = build_trainer(model, config.train, opened, data, validation, ranks)
     trainer.stop_requested = lambda: bool(stop.reason)
     if device.type == "cpu" and ranks.size == 1:

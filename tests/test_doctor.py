@@ -36,6 +36,7 @@ class Hardware:
     capability = (6, 0)
     total, free = 16_280 * MIB, 16_270 * MIB
     processes: tuple = ()
+    before: str = ""  # the name of another GPU that NVML counts first
     init_error: Exception | None = None
     cards = 1
     torch_sees = True
@@ -50,17 +51,17 @@ def hardware(monkeypatch) -> Hardware:
             raise state.init_error
 
     def handle(index: int) -> str:
-        if index >= state.cards:
+        if index >= state.cards + bool(state.before):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-        return "handle"
+        return "other" if state.before and not index else "handle"
 
     answers = {
         "nvmlInit": init,
         "nvmlShutdown": lambda: None,
         "nvmlSystemGetDriverVersion": lambda: state.driver,
-        "nvmlDeviceGetCount": lambda: state.cards,
+        "nvmlDeviceGetCount": lambda: state.cards + bool(state.before),
         "nvmlDeviceGetHandleByIndex": handle,
-        "nvmlDeviceGetName": lambda handle: state.name,
+        "nvmlDeviceGetName": lambda handle: state.before if handle == "other" else state.name,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: state.capability,
         "nvmlDeviceGetMemoryInfo": lambda handle: Memory(state.total, state.free, state.total - state.free),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: state.processes,
@@ -88,6 +89,23 @@ def test_a_p100_is_fit(hardware):
     assert [check.verdict for check in found.values()] == ["ok"] * len(found)
     assert found["gpu"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
     assert found.keys() >= {"python", "glibc", "packages", "torch", "driver", "memory", "int8 probe", "attention probe"}
+
+
+def test_the_gpu_is_that_of_torch_and_not_the_first_of_nvml(hardware):
+    """CUDA begins with the fastest GPU, NVML with the first slot: here one that drives a display."""
+    hardware.before = "NVIDIA GeForce GT 1030"
+    assert checks()["gpu"].found == "Tesla P100-PCIE-16GB, compute capability 6.0"
+
+
+def test_a_driver_older_than_a_function_of_nvml(hardware, monkeypatch):
+    """The list of processes comes with a version that drivers of branch 450 do not have."""
+
+    def missing(handle):
+        raise pynvml.NVMLLibraryMismatchError("Unversioned function called and the pyNVML version does not match")
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", missing)
+    found = checks()
+    assert found["gpu"].verdict == found["memory"].verdict == found["driver"].verdict == "ok"
 
 
 def test_a_p40_is_probed_in_fp32(hardware, monkeypatch):

@@ -18,7 +18,8 @@ def check_device(config: Config | None, shape: Shape | None) -> Iterator[Check]:
     """The GPU as NVML or, failing that, torch reports it; the CPU if there is none."""
     import torch
 
-    found, visible = gpu.query(), torch.cuda.is_available()
+    visible = torch.cuda.is_available()
+    found = gpu.query((torch.cuda.get_device_name(), torch.cuda.get_device_capability()) if visible else None)
     if isinstance(found, Gpu):
         yield gpu.check_driver(found.driver, locks.read_drivers(locks.DOCKER / "pins.toml"))
         yield from check_gpu(found, config, shape)

@@ -23,8 +23,11 @@ class Gpu:
     others: tuple[tuple[int, int | None], ...]
 
 
-def query() -> Gpu | Check:
-    """The first visible GPU; a failed check if there is no driver, no NVML or no GPU."""
+def query(wanted: tuple[str, tuple[int, int]] | None = None) -> Gpu | Check:
+    """The first visible GPU; a failed check if there is no driver, no NVML or no GPU.
+
+    wanted: (name, capability) of the GPU that torch uses. NVML counts GPUs by their slots, CUDA the fastest first.
+    """
     try:
         import pynvml
     except ImportError:
@@ -33,11 +36,11 @@ def query() -> Gpu | Check:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
         return Check("driver", "fail", "no NVML: libnvidia-ml.so.1 was not found", NO_NVML)
-    except pynvml.NVMLError as error:
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError) as error:
         return Check("driver", "fail", f"NVML does not start: {snippet(error)}", NO_DRIVER)
     try:
-        return _read(pynvml)
-    except pynvml.NVMLError as error:
+        return _read(pynvml, _find(pynvml, wanted))
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError) as error:
         return Check("gpu", "fail", f"NVML reports no GPU: {snippet(error)}", NO_CARD)
     finally:
         with contextlib.suppress(pynvml.NVMLError):
@@ -52,20 +55,36 @@ NO_DRIVER = "load the driver (modprobe nvidia) or reinstall it"
 NO_CARD = "check CUDA_VISIBLE_DEVICES, and that the machine or container has a GPU"
 
 
-def _read(nvml: Any) -> Gpu:
+def _find(nvml: Any, wanted: tuple[str, tuple[int, int]] | None) -> Any:
+    """NVML's handle of the first visible GPU, or of one that is as `wanted`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible.startswith(("GPU-", "MIG-")):
-        handle = nvml.nvmlDeviceGetHandleByUUID(visible)
-    else:  # empty or -1 hides every GPU: an index out of range is an error of NVML
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdecimal() else nvml.nvmlDeviceGetCount())
+        return nvml.nvmlDeviceGetHandleByUUID(visible)
+    # empty or -1 hides every GPU: an index out of range is an error of NVML
+    count = nvml.nvmlDeviceGetCount()
+    first = nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdecimal() else count)
+    if wanted is None or _kind(nvml, first) == wanted:
+        return first
+    others = map(nvml.nvmlDeviceGetHandleByIndex, range(count))
+    return next((handle for handle in others if _kind(nvml, handle) == wanted), first)
+
+
+def _kind(nvml: Any, handle: Any) -> tuple[str, tuple[int, int]]:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return _text(nvml.nvmlDeviceGetName(handle)), (major, minor)
+
+
+def _read(nvml: Any, handle: Any) -> Gpu:
+    name, capability = _kind(nvml, handle)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     processes = []
-    with contextlib.suppress(nvml.NVMLError_NotSupported):  # as on some virtual GPUs
+    # some virtual GPUs have no list, and older drivers not the function that this version of the library calls
+    with contextlib.suppress(nvml.NVMLError, nvml.NVMLLibraryMismatchError):
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     return Gpu(
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        name=name,
+        capability=capability,
         total=memory.total,
         free=memory.free,
         others=tuple((process.pid, process.usedGpuMemory) for process in processes if process.pid != os.getpid()),

@@ -26,7 +26,8 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = weight.abs().amax(dim=1, keepdim=True)
     if not torch.isfinite(largest).all():
         raise ValueError("a weight to quantize holds inf or NaN, expected finite numbers")
-    scale = torch.where(largest > 0, largest / INT8_MAX, torch.ones_like(largest))
+    # divided by a tensor: CUDA multiplies by the reciprocal of a number, and a copy made there would have other bits
+    scale = torch.where(largest > 0, largest / torch.full_like(largest, INT8_MAX), torch.ones_like(largest))
     return (weight / scale).round_().to(torch.int8), scale
 
 

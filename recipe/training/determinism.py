@@ -39,11 +39,14 @@ def deterministic(enabled: bool) -> Iterator[set[str]]:
                 show(message, *args, **options)
 
         warnings.showwarning = collect
+        always = torch.is_warn_always_enabled()
+        torch.set_warn_always(True)  # else the second run of a process would seem to have no such operation
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield found
         finally:
             torch.use_deterministic_algorithms(False)
+            torch.set_warn_always(always)
 
 
 def _name(message: str) -> str:

@@ -20,6 +20,28 @@ from recipe.training.dataset import collate, separate
 MAX_SKIPPED = 20
 
 
+# CUDA loads a kernel into memory that is not torch's when it is first used, which may be hours after the start.
+KERNEL_BYTES = 300 << 20  # assumed
+
+
+def leave_memory(devices: Sequence[torch.device]) -> None:
+    """Keep torch from the last of the memory that is free on these GPUs, so that its allocator fails before CUDA does.
+
+    Without a limit a long run takes all: packs have many sizes, and the allocator keeps blocks of each.
+    """
+    for device in devices:
+        free, total = torch.cuda.mem_get_info(device)
+        most = free + torch.cuda.memory_reserved(device) - KERNEL_BYTES
+        torch.cuda.set_per_process_memory_fraction(max(0, most) / total, device)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: for torch's allocator, for a kernel that CUDA loads, or for cuBLAS."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return "CUDA error: out of memory" in str(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+
+
 class MemoryFallback:
     """What is done when a GPU runs out of memory, mildest first.
 

@@ -21,7 +21,7 @@ from recipe.training.callbacks import Intervals, Progress, peak_memory
 from recipe.training.checkpoint import CheckpointingTrainer
 from recipe.training.dataset import PackedDataset
 from recipe.training.distributed import Ranks
-from recipe.training.faults import MemoryFallback, SkippedSteps, write_batch
+from recipe.training.faults import MemoryFallback, SkippedSteps, is_out_of_memory, write_batch
 from recipe.training.resume import list_checkpoints
 from recipe.training.selection import Selection, trained_parameters
 
@@ -176,7 +176,9 @@ class LoraTrainer(CheckpointingTrainer):
         torch.manual_seed(random.Random(f"{self.args.seed} {pack['number']}").getrandbits(63))  # noqa: S311
         try:
             parts = [super(LoraTrainer, self).training_step(model, part, num_items_in_batch) for part in divided]
-        except torch.cuda.OutOfMemoryError:  # type: ignore[misc] # untyped in torch 2.0.1
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return None
         self.split_packs += len(divided) > 1
         return torch.stack(parts).sum()

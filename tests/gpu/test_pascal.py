@@ -12,6 +12,7 @@ from recipe.pascal import gemm, probe
 from recipe.pascal.attention import packed_attention
 from recipe.pascal.fused import apply_rotary, rms_norm, swiglu
 from recipe.pascal.int8 import Int8Linear, dequantize, quantize
+from recipe.pascal.lora import project
 from recipe.pascal.loss import chunked_nll
 from recipe.pascal.recompute import recompute_first
 from recipe.planning import memory
@@ -183,18 +184,17 @@ class Norm(nn.Module):
 
 
 class Lora(nn.Module):
-    """As peft's lora.Linear: the adapter in fp32 beside a frozen base."""
+    """What `project` reads of peft's lora.Linear: the adapter in fp32 beside a frozen base."""
+
+    active_adapters = ("default",)
+    disable_adapters = merged = False
 
     def __init__(self, base: nn.Module, fan_in: int, fan_out: int, rank: int) -> None:
         super().__init__()
-        self.base = base
-        self.a, self.b = nn.Linear(fan_in, rank, bias=False), nn.Linear(rank, fan_out, bias=False)
-        self.dropout = nn.Dropout(0.05)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result = self.base(x)
-        wide = x.to(torch.float32)
-        return (result + self.b(self.a(self.dropout(wide))) * 2.0).to(result.dtype)
+        self.base_layer, self.scaling = base, {"default": 2.0}
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(fan_in, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, fan_out, bias=False)})
+        self.lora_dropout = nn.ModuleDict({"default": nn.Dropout(0.05)})
 
 
 class Layer(nn.Module):
@@ -215,7 +215,7 @@ class Layer(nn.Module):
 
     def attend(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (each(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for each in maps)
+        q, k, v = (each.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for each in project(x, *maps))
         q, k = apply_rotary(q, k, cos, sin)
         output, _ = packed_attention(self, q, k, v, None, scaling=q.shape[-1] ** -0.5, lengths=lengths)
         return self.o_proj(output.reshape(*x.shape[:2], -1).contiguous())

@@ -31,6 +31,15 @@ def test_an_operation_without_a_deterministic_form_is_named_once(recwarn):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_what_torch_says_once_a_process_is_named_for_every_run():
+    for _ in range(2):
+        with deterministic(True) as found:
+            assert torch.is_warn_always_enabled()  # the kernels of attention warn by TORCH_WARN_ONCE
+            warnings.warn(ATTENTION, stacklevel=1)
+        assert found == {"Memory Efficient attention"}
+    assert not torch.is_warn_always_enabled()
+
+
 def test_other_warnings_are_shown_and_not_collected():
     with pytest.warns(UserWarning, match="something else"), deterministic(True) as found:
         warnings.warn("something else", stacklevel=1)

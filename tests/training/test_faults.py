@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,31 @@ def run_out_of_memory(monkeypatch, too_much):
 
     monkeypatch.setattr(LoraTrainer, "compute_loss", compute_loss)
     return failures
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_what_is_out_of_memory(error, memory):
+    assert faults.is_out_of_memory(error) == memory
+
+
+def test_torch_is_kept_from_the_last_of_the_free_memory(monkeypatch):
+    total, free, held, limits = 16_280 << 20, 9_000 << 20, 500 << 20, {}
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaMemGetInfo=lambda index: (free, total)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.update({device: share})
+    )
+    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    faults.leave_memory(devices)
+    assert limits == {device: pytest.approx((free + held - faults.KERNEL_BYTES) / total) for device in devices}
 
 
 def test_recomputing_every_layer_changes_no_bit(tiny_run, trained_once, monkeypatch, capsys):
