@@ -81,6 +81,12 @@ def jobs(session: nox.Session) -> None:
 
 
 @nox.session
+def cuda(session: nox.Session) -> None:
+    """Rehearse 7B and 13B on a stand-in for a P100 whose kernels compute nothing. Needs a C compiler."""
+    session.run(sys.executable, "-m", "pytest", "tests/cuda", *session.posargs)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Test on a GPU: int8, attention, memory against the plan; on a P100 also the 7B model. REQUIRE_GPU=1: no skips."""
     session.run(sys.executable, "-m", "pytest", "tests/gpu", *session.posargs)

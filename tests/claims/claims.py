@@ -37,6 +37,7 @@ COUNTS = {
     "fuzz": ROOT / "tests" / "hostile" / "results" / "fuzz.json",
     "replays": ROOT / "tests" / "proof" / "results.json",
     "race": ROOT / "tests" / "bench" / "results" / "race.json",
+    "cuda": ROOT / "tests" / "cuda" / "results.json",
     "rehearsed": ROOT / "results" / "intel-r-xeon-r-processor-1-thread-demo.json",
 }
 
