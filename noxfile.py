@@ -83,7 +83,7 @@ def jobs(session: nox.Session) -> None:
 @nox.session
 def cuda(session: nox.Session) -> None:
     """Rehearse 7B and 13B on a stand-in for a P100 whose kernels compute nothing. Needs a C compiler."""
-    session.run(sys.executable, "-m", "pytest", "tests/cuda", *session.posargs)
+    session.run(sys.executable, "-m", "pytest", "tests/cuda", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -1,8 +1,8 @@
 """The CUDA path without a GPU: rehearsals of 7B and 13B on a stand-in for CUDA, under torch's own CUDA code.
 
 Dispatch, autocast, the choice of attention kernels, the allocator, the loss scale, Trainer and bitsandbytes are real;
-kernels are launched and compute nothing (driver.c). So a call that torch refuses on a GPU is refused here, and memory is
-what torch's allocator hands out. Numbers and speed are not tested.
+kernels are launched and compute nothing (driver.c). So a call that torch refuses on a GPU is refused here, and memory
+is what torch's allocator hands out. Numbers and speed are not tested.
 """
 
 import json
