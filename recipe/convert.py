@@ -1,4 +1,4 @@
-"""Convert raw weights (Meta, Hugging Face, GGUF) to safetensors, a fast tokenizer and a manifest; in 2.5 GB memory."""
+"""Convert raw weights (Meta, Hugging Face, GGUF) to safetensors, tokenizer and manifest, in 2.5 GB of memory."""
 
 import sys
 from pathlib import Path

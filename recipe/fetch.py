@@ -13,7 +13,7 @@ from recipe.checkpoints import published
 from recipe.core.cli import build_parser, entry, load_config
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError, UsageError
-from recipe.core.files import MANIFEST, atomic_folder, check_folder, lock_file, remove, remove_stale
+from recipe.core.files import MANIFEST, atomic_folder, check_folder, holds_something, lock_file, remove, remove_stale
 from recipe.core.manifest import completed, hash_files, write_manifest
 from recipe.core.text import say, show, table
 from recipe.downloads import hub, lock, meta, wheel
@@ -158,17 +158,13 @@ def needed(config: Config, data: bool) -> Iterator[str]:
     """
     paths = [source.path for source in config.corpus.source] if data else [config.base.source]
     names = []
-    for path in [path for path in paths if path and not _holds_something(Path(path))]:
+    for path in [path for path in paths if path and not holds_something(Path(path))]:
         name = _provider(Path(path), RAW_DATA if data else RAW)
         if not name:
             key = "corpus.source.path" if data else "base.source"
             raise UsageError(f"{key} is {path}, which is absent and which no known source provides: put the file there")
         names.append(name)
     yield from dict.fromkeys(names)
-
-
-def _holds_something(path: Path) -> bool:
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def _provider(path: Path, folder: Path) -> str:

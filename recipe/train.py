@@ -113,6 +113,7 @@ def train(
     model = load_model(config, opened, copy, device, recompute, ranks)
     trainer = build_trainer(model, config.train, opened, data, validation, ranks)
     trainer.stop_requested = lambda: bool(stop.reason)
+    trainer.signaled = lambda: stop.signaled
     if device.type == "cpu" and ranks.size == 1:
         trainer.add_callback(FewerThreads(lambda: trainer.packs[-1]["input_ids"].numel(), trainer.end_part))
     if checkpoint:

@@ -351,8 +351,17 @@ def test_a_p100_on_which_nothing_is_made_yet_is_fit(hardware, monkeypatch, tmp_p
     assert f"{sum(whole.values()) / 1e9:.1f} GB needed" in found["disk"].found  # as the plan says
     monkeypatch.setattr("shutil.disk_usage", disk_of(sum(whole.values()) - 1))
     assert checks(config)["disk"].verdict == "fail"
-    (tmp_path / "raw").mkdir()  # the raw weights are there
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "params.json").write_text("{}")  # the raw weights are there
     assert checks(config)["disk"].verdict == "ok"
+
+
+def test_a_folder_of_other_files_is_no_place_for_weights(hardware, tmp_path):
+    (tmp_path / "llama-7b").mkdir()
+    config = configs.load(SEVEN, {"base.path": str(tmp_path / "llama-7b")})
+    assert checks(config)["weights"].verdict == "todo"
+    (tmp_path / "llama-7b" / "notes.txt").write_text("mine")
+    assert checks(config)["weights"].verdict == "fail"
 
 
 def test_a_full_disk_and_too_little_memory(no_gpu, tiny_run, monkeypatch):

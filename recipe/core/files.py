@@ -100,6 +100,11 @@ def remove_stale(path: Path) -> None:
             stale.unlink()
 
 
+def holds_something(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that is not empty."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, replace_any: bool = False) -> Iterator[Path]:
     """Fill a new folder that takes the place of `path` when the block ends; any error, SIGINT included, removes it.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recipe.core.config import Config
 from recipe.core.errors import RecipeError
-from recipe.core.files import MANIFEST, existing_folder
+from recipe.core.files import MANIFEST, existing_folder, holds_something
 from recipe.core.manifest import read_manifest, verify
 from recipe.core.run import quantized_folder
 from recipe.core.text import say, snippet
@@ -106,10 +106,13 @@ def check_disk(config: Config, shape: Shape) -> Iterator[Check]:
     needed = missing_bytes(config, shape)
     for path in needed:
         folder = existing_folder(path)
+        if not needed[path]:
+            continue
         if os.access(folder, os.W_OK):
             disks.setdefault(folder.stat().st_dev, []).append(path)
         else:
-            yield Check(f"disk, {path}", "warn", "read-only", "fine for finished weights; a run writes to `runs`")
+            found = f"read-only, {needed[path] / 1e9:.1f} GB are to be written there"
+            yield Check(f"disk, {path}", "fail", found, "choose another path in the config")
     for paths in disks.values():
         free, total = shutil.disk_usage(existing_folder(paths[0])).free, sum(needed[path] for path in paths)
         name = "disk" if len(disks) == 1 else f"disk, {', '.join(map(str, paths))}"
@@ -121,13 +124,13 @@ def check_disk(config: Config, shape: Shape) -> Iterator[Check]:
 
 
 def missing_bytes(config: Config, shape: Shape) -> dict[Path, int]:
-    """Bytes that the stages of a run still write, by the folder that they go to."""
+    """Bytes that a whole run writes, by the folder that they go to; without weights that are there already."""
     whole = disk_bytes(config, shape, sizing.build_step(config))
     source, base, runs = Path(config.base.source), Path(config.base.path), Path(config.runs)
     missing = {base: 0, runs: whole["checkpoints"] + whole["merged"]}
     if not (base / MANIFEST).is_file():
         missing[base] += whole["converted"]
-        if config.base.source and not source.exists():
+        if config.base.source and not holds_something(source):
             missing[source] = whole["raw weights"]
     precision = config.base.precision
     if f"{precision} copy" in whole and not quantized_folder(base, precision).is_dir():
@@ -139,9 +142,11 @@ def check_artefact(name: str, path: str, stage: str) -> Check:
     """The artefact exists and every file still has its hash."""
     if not path or not (Path(path) / MANIFEST).is_file():
         hint = f"run `make {stage}` with the same CONFIG"
-        if path:
-            return Check(name, "todo", f"{path} does not exist yet", hint)
-        return Check(name, "fail", "no path in the config", hint)
+        if not path:
+            return Check(name, "fail", "no path in the config", hint)
+        if holds_something(Path(path)):
+            return Check(name, "fail", f"{path} holds files that no stage made", "choose another path in the config")
+        return Check(name, "todo", f"{path} does not exist yet", hint)
     try:
         files = read_manifest(Path(path))["outputs"].values()
         say(f"hashing {path}, {sum(file['bytes'] for file in files) / 1e9:.1f} GB")

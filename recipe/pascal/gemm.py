@@ -33,6 +33,7 @@ OP_N, OP_T = 0, 1
 COMPUTE_16F = 64
 GEMM_DEFAULT = -1
 R_16F = 2
+ALLOC_FAILED = 3  # cublasStatus_t
 ONE, ZERO = ctypes.c_uint16(0x3C00), ctypes.c_uint16(0)  # alpha and beta have the accumulation dtype
 
 _int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
@@ -90,6 +91,8 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, first: i
     operands = (operation, OP_N, n, m, depth, one, *a, *b, zero, *c, batch)
     with torch.cuda.device_of(x):  # torch's handle is that of the current GPU, which may be another one
         status = cublas_function()(cublas_handle(x.device), *operands, COMPUTE_16F, GEMM_DEFAULT)
+    if status == ALLOC_FAILED:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory in cuBLAS")  # type: ignore[misc,call-arg] # untyped
     if status:
         raise RuntimeError(
             f"cuBLAS returned status {status} (cublas_api.h) for {batch} products of {m} x {depth} x {n} in fp16, "

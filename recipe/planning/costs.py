@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.core.config import Config
+from recipe.core.files import holds_something
 from recipe.planning import memory
 from recipe.planning.memory import Shape, Step
 from recipe.planning.sizing import MemoryPlan
@@ -67,6 +68,6 @@ def disk_bytes(config: Config, shape: Shape, step: Step) -> dict[str, int]:
 
 def download_bytes(config: Config, plan: MemoryPlan) -> int:
     """Bytes of the raw weights, 0 if they are there already."""
-    if config.base.source and Path(config.base.source).exists():
+    if config.base.source and holds_something(Path(config.base.source)):
         return 0
     return disk_bytes(config, plan.shape, plan.step)["raw weights"]

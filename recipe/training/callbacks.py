@@ -17,8 +17,11 @@ from recipe.core.text import progress
 from recipe.training.tensorboard import EventFile
 
 
-class Intervals(TrainerCallback):
-    """Saves and validates as often as the settings of now say: Trainer resumes with those of the checkpoint."""
+class Resume(TrainerCallback):
+    """A run saves and validates as often as its settings say now, where Trainer resumes with those of the checkpoint.
+
+    A validation that a stop cut off is made first.
+    """
 
     def __init__(self, resume_validation: Callable[[], None]) -> None:
         self.resume_validation = resume_validation

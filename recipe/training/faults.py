@@ -25,7 +25,7 @@ KERNEL_BYTES = 300 << 20  # assumed
 
 
 def leave_memory(devices: Sequence[torch.device]) -> None:
-    """Keep torch from the last of the memory that is free on these GPUs, so that its allocator fails before CUDA does.
+    """Leave the last KERNEL_BYTES of free memory on these GPUs to CUDA, so that torch's allocator fails before it does.
 
     Without a limit a long run takes all: packs have many sizes, and the allocator keeps blocks of each.
     """
@@ -39,7 +39,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out: for torch's allocator, for a kernel that CUDA loads, or for cuBLAS."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    return "CUDA error: out of memory" in str(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling")
+    return any(text in str(error) for text in said)
 
 
 class MemoryFallback:

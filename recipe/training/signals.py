@@ -33,6 +33,10 @@ class StopRequest:
         """What requested the stop: a signal's name or train.max_minutes; empty without a request."""
         return self._signal or ("train.max_minutes" if time.monotonic() >= self.deadline else "")
 
+    @property
+    def signaled(self) -> bool:
+        return bool(self._signal)
+
     def raise_if_signaled(self) -> None:
         """Raises KeyboardInterrupt after a signal whose exception was swallowed, as by an import of a C library."""
         if self._signal:

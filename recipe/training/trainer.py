@@ -17,7 +17,7 @@ from recipe.core.run import Run
 from recipe.core.text import say
 from recipe.model.likelihood import causal_lm, trained_nll, validation_nll
 from recipe.training.arguments import training_arguments
-from recipe.training.callbacks import Intervals, Progress, peak_memory
+from recipe.training.callbacks import Progress, Resume, peak_memory
 from recipe.training.checkpoint import CheckpointingTrainer
 from recipe.training.dataset import PackedDataset
 from recipe.training.distributed import Ranks
@@ -74,6 +74,7 @@ class LoraTrainer(CheckpointingTrainer):
         self.run = run
         self.ranks = ranks
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.signaled: Callable[[], bool] = lambda: False  # whether a signal requested it
         self.selection = selection
         self.keep_checkpoints = keep_checkpoints
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the step's tokens: Trainer must not again
@@ -230,15 +231,18 @@ class LoraTrainer(CheckpointingTrainer):
         return metrics
 
     def _own_validation_packs(self) -> Iterator[dict[str, Any]]:
-        """This process's share. A validation takes longer than a cluster waits, so a stop is not left to its end."""
+        """This process's share. A signal does not wait for the end, which may be later than a cluster kills.
+
+        train.max_minutes does: a validation longer than that would begin anew with each start, and never end.
+        """
         for first in range(0, len(self.eval_dataset), self.ranks.size):
-            if self.ranks.any(self.stop_requested()):
+            if self.ranks.any(self.signaled()):
                 raise Stopped
             if first + self.ranks.rank < len(self.eval_dataset):
                 yield self.eval_dataset[first + self.ranks.rank]
 
     def resume_validation(self) -> None:
-        """Validate the step of the checkpoint if that was due and the run was stopped before it was done."""
+        """Validate the step of the checkpoint if the settings of now ask for it and the log has no such validation."""
         state, every = self.state, self.args.eval_steps
         if self.args.eval_strategy == "no" or not state.global_step or state.global_step % every:
             return
@@ -316,5 +320,5 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     if not ranks.rank:
         trainer.add_callback(Progress(lambda: trainer.tokens, trainer.status, run, train.epochs))
-    trainer.add_callback(Intervals(trainer.resume_validation))  # after Progress, which logs the validation
+    trainer.add_callback(Resume(trainer.resume_validation))  # after Progress, which logs the validation
     return trainer

@@ -2,9 +2,9 @@
  *
  * Loaded before the real libraries (LD_PRELOAD), it answers torch's own CUDA code: devices, streams, memory up to the
  * size of the card, and the limits of a launch are as on a P100; kernels and matmuls are checked and then skipped. So
- * types, devices, arguments, launches and memory are those of a real run. Numbers are not: what is read back is zero.
+ * devices, arguments, launches and memory are those of a real run. Numbers are not: what is read back is zero.
  *
- *   cc -shared -fPIC -O1 -I .../nvidia/cuda_runtime/include driver.c -o libdriver.so
+ *   cc -shared -fPIC -O1 -w -I tests/cuda -I .../nvidia/cuda_runtime/include tests/cuda/driver.c -o libcuda.so.1
  */
 #define _GNU_SOURCE
 #include <cuda_runtime_api.h>
@@ -254,7 +254,7 @@ int cublasSgemv_v2(void *h, int t, int m, int n, const float *alpha, const float
   return lda < (m > 1 ? m : 1) ? 7 : 0;
 }
 
-/* --- libcuda.so.1, which torch opens by its name (this file is linked under it) -------------------------------------- */
+/* --- libcuda.so.1, which torch opens by its name: this file is compiled under it -------------------------------------- */
 
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { *version = 12020; return 0; }

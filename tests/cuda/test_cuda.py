@@ -43,7 +43,7 @@ def rehearse(driver: Path, folder: Path, config: str, *options: str) -> dict:
     env.pop("CUDA_VISIBLE_DEVICES", None)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "refused" not in done.stderr
+    assert "refused" not in done.stderr and "out of memory" not in done.stderr
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -67,4 +67,3 @@ def test_a_rehearsal_on_a_p100_takes_the_memory_of_the_plan(driver, tmp_path, na
     assert measured == pytest.approx(planned, rel=0.01)
     known = json.loads((HERE / "results.json").read_text(encoding="utf-8"))[name]
     assert known == {"measured": pytest.approx(measured, abs=16), "planned": planned}, "update results.json"
-    assert memory["reserved_mib"] + memory["context_mib"] < 16_280

@@ -122,7 +122,7 @@ def test_the_shortest_runs_train(tiny_run, tmp_path, steps):
 
 
 def stop_at(trainer: LoraTrainer, step: int) -> None:
-    trainer.stop_requested = lambda: trainer.state.global_step >= step
+    trainer.stop_requested = trainer.signaled = lambda: trainer.state.global_step >= step
     with pytest.raises(Stopped):
         trainer.train()
     trainer.save_last_step()
@@ -155,6 +155,15 @@ def test_a_stop_in_a_validation_leaves_it_for_the_resumed_run(tiny_run, tmp_path
     resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoints" / "checkpoint-3"))
     assert validated(resumed) == validated(whole) == [*range(3, whole.state.max_steps + 1, 3)]
     assert resumed.finish() == whole.finish()
+
+
+def test_a_time_limit_lets_a_validation_end(tiny_run, tmp_path):
+    """Else one that takes longer than the limit would begin anew with each start."""
+    trainer = build(with_train(tiny_run, gradient_accumulation_steps=1, epochs=4.0, eval_steps=3), tmp_path)
+    trainer.stop_requested = lambda: trainer.state.global_step >= 3
+    with pytest.raises(Stopped):
+        trainer.train()
+    assert validated(trainer) == [3]
 
 
 def test_tokens_are_those_of_the_packs_of_each_step(tiny_run, tmp_path):
