@@ -1,6 +1,8 @@
 """docker/image.sh, with a stand-in engine that records its calls: which engine, which flags, which error."""
 
+import fnmatch
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -128,6 +130,29 @@ def test_a_target_that_the_image_cannot_run_is_refused(checkout, target):
     done, call = run(checkout, "run", target)
     assert done.returncode == 2 and f"error: found run-{target}, expected a step of a run" in done.stderr
     assert not call.startswith("docker run")
+
+
+def test_every_target_is_a_step_of_a_run_or_refused():
+    """A new target of the Makefile belongs to one of the two."""
+    steps = {"help", "pins", "doctor", "plan", "rehearse", "fetch", "weights", "data", "convert", "corpus", "train"}
+    steps |= {
+        "evaluate",
+        "merge",
+        "formats",
+        "chat",
+        "serve",
+        "report",
+        "runs",
+        "runs-diff",
+        "replay",
+        "bundle",
+        "demo",
+    }
+    targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    (line,) = re.findall(r"^ +(setup \|.*)\)$", (ROOT / "docker/image.sh").read_text(encoding="utf-8"), re.M)
+    patterns = [pattern.strip() for pattern in line.split("|")]
+    refused = {target for target in targets if any(fnmatch.fnmatch(target, pattern) for pattern in patterns)}
+    assert targets - refused == steps
 
 
 @pytest.mark.parametrize("name", ["my.toml", "a b/c:d$(touch canary)'.toml", "recipe/configs/x=y.toml"])
